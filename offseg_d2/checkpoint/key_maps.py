@@ -1,0 +1,169 @@
+"""Reversible maps between our parameter names and those of other projects' checkpoints.
+
+A map is a table of rules and a list of named drops. It is *total*: a name that no line of it knows
+is an error, never silently lost. The tables are in ``key_tables.py``.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One line of a map: the same tensor under two names.
+
+    Attributes:
+        theirs: foreign name; ``{i}`` stands for a number, ``{rest}`` for any remainder.
+        ours: our name, with the same fields.
+        leading_axis: the foreign tensor has one more axis of length 1 in front.
+    """
+
+    theirs: str
+    ours: str
+    leading_axis: bool = False
+
+    @cached_property
+    def theirs_pattern(self) -> re.Pattern[str]:
+        return _compile(self.theirs)
+
+    @cached_property
+    def ours_pattern(self) -> re.Pattern[str]:
+        return _compile(self.ours)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Foreign entries that have no counterpart.
+
+    Attributes:
+        pattern: regular expression that the whole foreign name must match.
+        reason: why it is not needed.
+    """
+
+    pattern: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """The map of one family of models.
+
+    Attributes:
+        name: what the log calls the foreign format.
+        rules: first match wins.
+        drops: applied to names that no rule matches.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+    drops: tuple[Drop, ...] = ()
+
+    def name_from_theirs(self, key: str) -> str | None:
+        """Our name for a foreign one; None if the entry is dropped.
+
+        Raises:
+            KeyError: if no rule and no drop knows the name.
+        """
+        found = self._rule_for(key, "theirs_pattern")
+        if found is not None:
+            rule, fields = found
+            return rule.ours.format(**fields)
+        if self._drop_reason(key) is not None:
+            return None
+        raise KeyError(f"`{key}` is not a parameter name of {self.name}.")
+
+    def name_to_theirs(self, key: str) -> str:
+        """The foreign name of one of ours.
+
+        Raises:
+            KeyError: if no rule knows the name.
+        """
+        found = self._rule_for(key, "ours_pattern")
+        if found is None:
+            raise KeyError(f"`{key}` has no counterpart in {self.name}.")
+        rule, fields = found
+        return rule.theirs.format(**fields)
+
+    def from_theirs(
+        self, state_dict: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Rename a whole foreign state dict.
+
+        Returns:
+            our state dict, and the dropped foreign names with the reason of each.
+
+        Raises:
+            KeyError: naming every entry that the map does not know.
+        """
+        ours: dict[str, Tensor] = {}
+        dropped: dict[str, str] = {}
+        unknown: list[str] = []
+        for key, tensor in state_dict.items():
+            found = self._rule_for(key, "theirs_pattern")
+            reason = self._drop_reason(key)
+            if found is not None:
+                rule, fields = found
+                ours[rule.ours.format(**fields)] = tensor[0] if rule.leading_axis else tensor
+            elif reason is not None:
+                dropped[key] = reason
+            else:
+                unknown.append(key)
+        _refuse(unknown, self.name)
+        return ours, dropped
+
+    def to_theirs(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Rename our whole state dict; the inverse of :meth:`from_theirs` but for the drops.
+
+        Raises:
+            KeyError: naming every entry that the map does not know.
+        """
+        theirs: dict[str, Tensor] = {}
+        unknown: list[str] = []
+        for key, tensor in state_dict.items():
+            found = self._rule_for(key, "ours_pattern")
+            if found is None:
+                unknown.append(key)
+                continue
+            rule, fields = found
+            theirs[rule.theirs.format(**fields)] = tensor[None] if rule.leading_axis else tensor
+        _refuse(unknown, self.name)
+        return theirs
+
+    def _rule_for(self, key: str, side: str) -> tuple[Rule, dict[str, str]] | None:
+        for rule in self.rules:
+            pattern = rule.theirs_pattern if side == "theirs_pattern" else rule.ours_pattern
+            match = pattern.fullmatch(key)
+            if match:
+                return rule, match.groupdict()
+        return None
+
+    def _drop_reason(self, key: str) -> str | None:
+        for drop in self.drops:
+            if re.fullmatch(drop.pattern, key):
+                return drop.reason
+        return None
+
+
+def _compile(template: str) -> re.Pattern[str]:
+    """Template such as "a.{i}.{rest}" -> the pattern that matches it, fields as named groups."""
+    parts = _FIELD.split(template)  # text, field, text, field, ..., text
+    pattern = ""
+    for position, part in enumerate(parts):
+        if position % 2 == 0:
+            pattern += re.escape(part)
+        else:
+            pattern += f"(?P<{part}>.+)" if part == "rest" else rf"(?P<{part}>\d+)"
+    return re.compile(pattern)
+
+
+def _refuse(unknown: Iterable[str], name: str) -> None:
+    unknown = list(unknown)
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise KeyError(f"{len(unknown)} parameter names are not known to {name}: {shown}.")

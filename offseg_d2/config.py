@@ -1,0 +1,230 @@
+"""Every configuration key that offseg_d2 adds to Detectron2's defaults.
+
+One line of meaning per key. Keys of Detectron2 keep their Detectron2 meaning; those whose
+default value changes are listed at the end of :func:`add_offseg_config`.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; its message is one sentence for the user."""
+
+
+def add_offseg_config(cfg: CN) -> None:
+    """Add the keys of offseg_d2 to ``cfg`` (Detectron2's defaults), in place."""
+    _add_input_keys(cfg)
+    _add_model_keys(cfg)
+    _add_solver_keys(cfg)
+    _add_test_keys(cfg)
+    _change_defaults(cfg)
+
+
+def _add_input_keys(cfg: CN) -> None:
+    # Dataset mapper: the only one so far; "sem_seg" yields image and label map.
+    cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
+    # Training resize. "keep_ratio": the image is scaled into SCALE x U(RATIO_RANGE), aspect kept.
+    # "shortest_edge": Detectron2's MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, as Mask2Former does.
+    cfg.INPUT.RESIZE = CN()
+    cfg.INPUT.RESIZE.TYPE_TRAIN = "keep_ratio"
+    # (long side, short side) in pixels that RATIO_RANGE multiplies.
+    cfg.INPUT.RESIZE.SCALE = [2048, 512]
+    # Uniform range of the factor on SCALE in training.
+    cfg.INPUT.RESIZE.RATIO_RANGE = [0.5, 2.0]
+    # (long side, short side) in pixels at test time; the image is scaled to fit, aspect kept.
+    cfg.INPUT.RESIZE.SCALE_TEST = [2048, 512]
+    # A training crop is drawn again (at most 10 times) while one class takes this share or more.
+    cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
+    # Probability of a horizontal flip in training.
+    cfg.INPUT.FLIP_PROBABILITY = 0.5
+    # Brightness, contrast, saturation and hue jitter in training.
+    cfg.INPUT.PHOTOMETRIC_DISTORTION = True
+
+
+def _add_model_keys(cfg: CN) -> None:
+    # "SyncBN" (synchronised across processes on CUDA, plain on CPU or with one process) or "BN".
+    cfg.MODEL.BATCH_NORM = "SyncBN"
+    # Keep the backbone's batch norms in evaluation mode (running statistics) while training.
+    cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM = False
+
+    cfg.MODEL.EFFICIENTFORMER_V2 = CN()
+    # "s0", "s1", "s2" or "l".
+    cfg.MODEL.EFFICIENTFORMER_V2.VARIANT = "s1"
+    # Largest stochastic depth rate; negative means the variant's own.
+    cfg.MODEL.EFFICIENTFORMER_V2.DROP_PATH_RATE = -1.0
+    # Initial value of the layer scales (1e-5 in the paper's ImageNet pre-training; training from
+    # scratch within few iterations wants a larger one).
+    cfg.MODEL.EFFICIENTFORMER_V2.LAYER_SCALE_INIT = 1e-5
+
+    cfg.MODEL.MIT = CN()
+    # "b0" to "b5".
+    cfg.MODEL.MIT.VARIANT = "b0"
+    # Largest stochastic depth rate; negative means the paper's 0.1.
+    cfg.MODEL.MIT.DROP_PATH_RATE = -1.0
+
+    cfg.MODEL.MSCAN = CN()
+    # "t", "s", "b" or "l".
+    cfg.MODEL.MSCAN.VARIANT = "t"
+    # Largest stochastic depth rate; negative means the variant's own.
+    cfg.MODEL.MSCAN.DROP_PATH_RATE = -1.0
+
+    head = cfg.MODEL.SEM_SEG_HEAD
+    # Last layer: "offset" (offset learning) or "plain" (dropout and 1x1 convolution).
+    head.CLASSIFIER = "offset"
+    # Ablation switches of the offset classifier.
+    head.CLASS_OFFSET = True
+    head.FEATURE_OFFSET = True
+    # Channel dropout before the plain classifier (the offset classifier has none).
+    head.DROPOUT = 0.1
+    # Name in the pixel decoder registry.
+    head.PIXEL_DECODER_NAME = "OffSegPixelDecoder"
+
+    cfg.MODEL.OFFSEG = CN()
+    # Channels of the four levels (res2..res5) before they are fused.
+    cfg.MODEL.OFFSEG.LEVEL_CHANNELS = [32, 32, 64, 128]
+
+    cfg.MODEL.SEGFORMER = CN()
+    # Max-pooling before the classifier: "auto" (only before the offset classifier, as the paper's
+    # models), "always" or "never".
+    cfg.MODEL.SEGFORMER.POOL = "auto"
+
+    cfg.MODEL.LIGHT_HAM = CN()
+    # Channels inside the Hamburger.
+    cfg.MODEL.LIGHT_HAM.CHANNELS = 256
+    # Draw new random bases at each evaluation too, as the authors' code does; by default they come
+    # from a fixed seed, so that predictions are repeatable.
+    cfg.MODEL.LIGHT_HAM.RANDOM_BASES = False
+
+
+def _add_solver_keys(cfg: CN) -> None:
+    # Optimizer: "ADAMW".
+    cfg.SOLVER.OPTIMIZER = "ADAMW"
+    cfg.SOLVER.BETAS = [0.9, 0.999]
+    # Learning-rate factor of everything in the head (and of the talking heads, as the authors').
+    cfg.SOLVER.HEAD_LR_FACTOR = 10.0
+    # Iteration at which the poly schedule reaches zero; 0 means MAX_ITER.
+    cfg.SOLVER.POLY_END_ITER = 0
+    # Exponent of the poly schedule (1 is linear).
+    cfg.SOLVER.POLY_LR_POWER = 1.0
+    # Iterations between two lines of progress in the log.
+    cfg.SOLVER.LOG_PERIOD = 20
+    # Batches whose gradients are averaged into one optimizer step.
+    cfg.SOLVER.ACCUMULATION_STEPS = 1
+    # Autocast type when SOLVER.AMP.ENABLED: "float16" (CUDA, with gradient scaler) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Periodic checkpoints that are kept (besides the best and the last); 0 keeps all.
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3
+    # Metric that decides which checkpoint is the best, as "task/key"; "" keeps no best one.
+    cfg.SOLVER.BEST_METRIC = "sem_seg/mIoU"
+
+
+def _add_test_keys(cfg: CN) -> None:
+    cfg.TEST.SEM_SEG = CN()
+    # "whole" image or "slide" (sliding window).
+    cfg.TEST.SEM_SEG.MODE = "whole"
+    # Window (height, width) and step (vertical, horizontal) in pixels of the network's input.
+    cfg.TEST.SEM_SEG.CROP_SIZE = [512, 512]
+    cfg.TEST.SEM_SEG.STRIDE = [480, 480]
+    # Windows that go through the network at once.
+    cfg.TEST.SEM_SEG.WINDOW_BATCH = 4
+    # The normalised image is zero-padded (right, bottom) to a multiple of this before inference.
+    cfg.TEST.SEM_SEG.SIZE_DIVISIBILITY = 0
+    # Classes absent from the ground truth but predicted: "zero" counts them as IoU 0 (the
+    # authors' and mmsegmentation's rule), "skip" leaves them out (Detectron2's rule).
+    cfg.TEST.SEM_SEG.ABSENT_CLASSES = "zero"
+    # Write predictions as run-length encoded JSON into OUTPUT_DIR/inference.
+    cfg.TEST.SEM_SEG.SAVE_PREDICTIONS = False
+
+
+def _change_defaults(cfg: CN) -> None:
+    # ImageNet statistics of RGB images, as all backbones here were pre-trained with.
+    cfg.INPUT.FORMAT = "RGB"
+    cfg.MODEL.PIXEL_MEAN = [123.675, 116.28, 103.53]
+    cfg.MODEL.PIXEL_STD = [58.395, 57.12, 57.375]
+    cfg.MODEL.META_ARCHITECTURE = "PerPixelSegmentor"
+    cfg.MODEL.SEM_SEG_HEAD.NAME = "PerPixelHead"
+    cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 256
+    cfg.MODEL.WEIGHTS = ""
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Defaults of Detectron2 and offseg_d2, then the file (and its `_BASE_`), then ``opts``.
+
+    Args:
+        config_file: path of a YAML file; only plain YAML is accepted, no Python tags. "" uses
+            the defaults alone.
+        opts: KEY VALUE pairs, as on the command line.
+
+    Returns:
+        a configuration that is not frozen yet.
+
+    Raises:
+        ConfigError: for an absent or malformed file, an unknown key (naming the nearest ones) or
+            a value of the wrong type.
+    """
+    cfg = get_cfg()
+    add_offseg_config(cfg)
+    if config_file:
+        _merge(cfg, _read_yaml(config_file), f" of {config_file}")
+    if len(opts) % 2:
+        raise ConfigError(f"Options must be KEY VALUE pairs, but are {len(opts)}: {list(opts)}.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _check_known(cfg, key, " on the command line")
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"`{key}` on the command line cannot be {value!r}: {error}") from None
+    return cfg
+
+
+def _read_yaml(config_file: str) -> dict[str, Any]:
+    if not PathManager.isfile(config_file):
+        raise ConfigError(f"The configuration file {config_file} does not exist.")
+    try:
+        # Detectron2's own merge_from_file falls back to a loader that executes Python tags.
+        loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"`_BASE_` of {config_file} names an absent file: {error}.") from None
+    except (yaml.YAMLError, TypeError, AssertionError) as error:
+        raise ConfigError(f"{config_file} is not a plain YAML configuration: {error}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{config_file} must hold a mapping of keys, but holds {loaded!r}.")
+    return loaded
+
+
+def _merge(cfg: CN, loaded: dict[str, Any], where: str) -> None:
+    for key, value in _leaves(loaded):
+        _check_known(cfg, key, where)
+        try:
+            cfg.merge_from_list([key, value])
+        except (ValueError, AssertionError) as error:
+            raise ConfigError(f"`{key}`{where} cannot be {value!r}: {error}") from None
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_known(cfg: CN, key: str, where: str) -> None:
+    known = [name for name, _ in _leaves(cfg)]
+    if key in known:
+        return
+    if any(name.startswith(f"{key}.") for name in known):
+        raise ConfigError(f"`{key}`{where} is a group of keys and cannot be set as a whole.")
+    nearest = difflib.get_close_matches(key, known, n=3)
+    if not nearest:  # the same last name elsewhere
+        last = key.rsplit(".", 1)[-1]
+        nearest = [name for name in known if name.rsplit(".", 1)[-1] == last][:3]
+    hint = f" Did you mean {', '.join(f'`{name}`' for name in nearest)}?" if nearest else ""
+    raise ConfigError(f"`{key}`{where} is not a configuration key.{hint}")

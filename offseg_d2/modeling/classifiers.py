@@ -1,0 +1,109 @@
+"""The last layer: plain or with offsets, and the one place that chooses between them.
+
+A classifier turns ``pixel_features`` (B, C, H, W) into class logits (B, K, H, W), whatever came
+before; so offset learning replaces any final 1x1 convolution.
+
+Paper: OffSeg, ICCV 2025 (arXiv:2508.08811).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from offseg_d2.modeling.offset_learning import OffsetLearning
+
+
+class OffsetClassifier(nn.Module):
+    """Per-pixel classifier with class and feature offsets; a drop-in for a final 1x1 convolution.
+
+    Args:
+        dim: C, channels of the features.
+        num_classes: K.
+        class_offset: move each class vector towards the pixels that resemble it.
+        feature_offset: move each pixel towards the classes it resembles.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        class_offset: bool = True,
+        feature_offset: bool = True,
+    ) -> None:
+        super().__init__()
+        self.class_representations = nn.Parameter(torch.empty(num_classes, dim))
+        nn.init.normal_(self.class_representations, std=0.02)
+        self.offset_learning = OffsetLearning(
+            dim, class_offset=class_offset, feature_offset=feature_offset
+        )
+        # Not in the paper's text, but in its models: the class scores of a pixel are normalised.
+        self.norm = nn.LayerNorm(num_classes)
+
+    def forward(self, pixel_features: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K, H, W), laid out with the classes innermost.
+
+        Runs in float32 under autocast: the similarity is not scaled, and one softmax runs over
+        thousands of pixels.
+        """
+        height, width = pixel_features.shape[-2:]
+        with torch.autocast(pixel_features.device.type, enabled=False):
+            dtype = torch.promote_types(pixel_features.dtype, torch.float32)
+            pixels = pixel_features.to(dtype).flatten(2).mT  # (B, N, C), a view
+            scores = self.offset_learning.scores(pixels, self.class_representations)
+            logits = self.norm(scores)  # (B, N, K)
+        # channels_last, which resizing and argmax prefer
+        return logits.unflatten(1, (height, width)).permute(0, 3, 1, 2)
+
+
+class PlainClassifier(nn.Sequential):
+    """The baseline: channel dropout and a 1x1 convolution, (B, C, H, W) -> (B, K, H, W).
+
+    Args:
+        dim: C, channels of the features.
+        num_classes: K.
+        dropout: probability of dropping a channel in training.
+    """
+
+    def __init__(self, dim: int, num_classes: int, *, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.predictor = nn.Conv2d(dim, num_classes, 1)
+        nn.init.normal_(self.predictor.weight, std=0.01)
+        nn.init.zeros_(self.predictor.bias)
+
+
+def build_classifier(
+    name: str,
+    dim: int,
+    num_classes: int,
+    *,
+    class_offset: bool = True,
+    feature_offset: bool = True,
+    dropout: float = 0.1,
+) -> nn.Module:
+    """The classifier that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
+
+    Args:
+        name: "offset" or "plain".
+        dim: C, channels of the features.
+        num_classes: K.
+        class_offset: see :class:`OffsetClassifier`.
+        feature_offset: see :class:`OffsetClassifier`.
+        dropout: see :class:`PlainClassifier`.
+
+    Raises:
+        ValueError: if ``name`` is neither.
+    """
+    choices: dict[str, Callable[[], nn.Module]] = {
+        "offset": lambda: OffsetClassifier(
+            dim, num_classes, class_offset=class_offset, feature_offset=feature_offset
+        ),
+        "plain": lambda: PlainClassifier(dim, num_classes, dropout=dropout),
+    }
+    if name not in choices:
+        raise ValueError(
+            f"`MODEL.SEM_SEG_HEAD.CLASSIFIER` must be one of {sorted(choices)}, but is {name!r}."
+        )
+    return choices[name]()

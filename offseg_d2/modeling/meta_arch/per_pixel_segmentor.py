@@ -1,0 +1,156 @@
+"""The meta-architecture of all per-pixel hosts, after Detectron2's contract.
+
+It only sequences named steps: normalise, pad, backbone, head, loss or resize to the input size.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import (
+    META_ARCH_REGISTRY,
+    Backbone,
+    build_backbone,
+    build_sem_seg_head,
+)
+from torch import Tensor, nn
+
+from offseg_d2.modeling.meta_arch.inference import (
+    InferenceSettings,
+    pad_to_multiple,
+    predict,
+    resize_logits,
+)
+
+
+@META_ARCH_REGISTRY.register()
+class PerPixelSegmentor(nn.Module):
+    """Semantic segmentation by classifying each pixel.
+
+    Args:
+        backbone: image -> feature pyramid; its ``size_divisibility`` is respected by padding.
+        sem_seg_head: feature pyramid -> logits (B, K, h, w) at any stride; has ``losses``.
+        pixel_mean: per channel, in the value range 0..255.
+        pixel_std: per channel, in the value range 0..255.
+        train_size: (height, width) to which smaller training images are padded, in pixels.
+        inference: whole image or sliding window.
+        freeze_batch_norm: keep the backbone's batch norms in evaluation mode while training.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        sem_seg_head: nn.Module,
+        pixel_mean: tuple[float, ...],
+        pixel_std: tuple[float, ...],
+        train_size: tuple[int, int] = (0, 0),
+        inference: InferenceSettings | None = None,
+        freeze_batch_norm: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.sem_seg_head = sem_seg_head
+        self.train_size = train_size
+        self.inference = inference or InferenceSettings()
+        self.freeze_batch_norm = freeze_batch_norm
+        mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
+        self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        backbone = build_backbone(cfg)
+        cropped = cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute"
+        return {
+            "backbone": backbone,
+            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
+            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
+            "train_size": tuple(cfg.INPUT.CROP.SIZE) if cropped else (0, 0),
+            "inference": InferenceSettings.from_config(cfg),
+            "freeze_batch_norm": cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def train(self, mode: bool = True) -> "PerPixelSegmentor":
+        super().train(mode)
+        if self.freeze_batch_norm:
+            for module in self.backbone.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, predictions otherwise.
+
+        Args:
+            batched_inputs: one dict per image:
+
+                * "image": (3, H, W) uint8 or float, value range 0..255, channels as `INPUT.FORMAT`;
+                * "sem_seg": (H, W) int64 class ids, training only;
+                * "height", "width": size of the result, by default that of "image".
+
+        Returns:
+            in training ``{"loss_sem_seg": scalar}``; otherwise a list with one
+            ``{"sem_seg": (K, height, width) logits}`` per image. The images of a batch do not
+            influence each other, whatever their sizes.
+        """
+        images = [self.normalise(x["image"]) for x in batched_inputs]
+        if self.training:
+            return self._train_step(images, [x["sem_seg"] for x in batched_inputs])
+        results: list[dict[str, Tensor]] = [{} for _ in images]
+        # Offsets see every pixel of their input, so images are never padded to a common size.
+        for same_size in _group_by_size(images):
+            batch = torch.stack([images[i] for i in same_size])
+            for i, logits in zip(
+                same_size, predict(self.forward_network, batch, self.inference), strict=True
+            ):
+                height = batched_inputs[i].get("height", logits.shape[-2])
+                width = batched_inputs[i].get("width", logits.shape[-1])
+                results[i]["sem_seg"] = resize_logits(logits[None], (height, width))[0]
+        return results
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(3, H, W) in 0..255 -> (3, H, W), zero mean and unit variance, on the model's device."""
+        return (image.to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+
+    def forward_network(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) of any size -> logits (B, K, H, W)."""
+        height, width = images.shape[-2:]
+        # At least 32 x 32 and a multiple of what the backbone needs; the surplus is cut off again.
+        padded = pad_to_multiple(images, self.backbone.size_divisibility)
+        logits = self.sem_seg_head(self.backbone(padded))
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.training:
+            logits = logits.contiguous()  # the loss is faster on this layout, inference slower
+        return resize_logits(logits, padded.shape[-2:])[..., :height, :width]
+
+    def _train_step(self, images: list[Tensor], sem_segs: list[Tensor]) -> dict[str, Tensor]:
+        height = max([self.train_size[0]] + [x.shape[-2] for x in images])
+        width = max([self.train_size[1]] + [x.shape[-1] for x in images])
+        batch = torch.stack([_pad(x, height, width, 0) for x in images])
+        ignore = self.sem_seg_head.ignore_value
+        targets = torch.stack([_pad(x.to(self.device), height, width, ignore) for x in sem_segs])
+        return self.sem_seg_head.losses(self.forward_network(batch), targets)
+
+
+def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
+    """Pad (..., h, w) on the right and bottom to (..., height, width)."""
+    return F.pad(tensor, [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]], value=value)
+
+
+def _group_by_size(images: list[Tensor]) -> list[list[int]]:
+    """Indices of the images, those of one size together."""
+    groups: dict[torch.Size, list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    return list(groups.values())

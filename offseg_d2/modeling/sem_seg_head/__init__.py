@@ -1,0 +1,5 @@
+"""Segmentation heads: they see a backbone only through its output shapes."""
+
+from offseg_d2.modeling.sem_seg_head.per_pixel_head import PerPixelHead
+
+__all__ = ["PerPixelHead"]

@@ -1,0 +1,85 @@
+"""The head of all per-pixel hosts: pixel decoder, then classifier.
+
+Which pixel decoder and which classifier is a matter of configuration; there is one head.
+"""
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
+from torch import Tensor, nn
+
+from offseg_d2.modeling.classifiers import build_classifier
+from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
+
+
+@SEM_SEG_HEADS_REGISTRY.register()
+class PerPixelHead(nn.Module):
+    """Backbone features -> class logits at the pixel decoder's stride, and their loss.
+
+    Args:
+        pixel_decoder: features dict -> list of maps, finest first.
+        classifier: (B, C, h, w) -> (B, K, h, w).
+        ignore_value: label of pixels that do not count.
+        loss_weight: factor on the loss.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        pixel_decoder: nn.Module,
+        classifier: nn.Module,
+        ignore_value: int = 255,
+        loss_weight: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.pixel_decoder = pixel_decoder
+        self.classifier = classifier
+        self.ignore_value = ignore_value
+        self.loss_weight = loss_weight
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
+        head = cfg.MODEL.SEM_SEG_HEAD
+        missing = sorted(set(head.IN_FEATURES) - set(input_shape))
+        if missing:
+            raise ValueError(
+                f"`MODEL.SEM_SEG_HEAD.IN_FEATURES` must be outputs of the backbone "
+                f"({sorted(input_shape)}), but has {missing}."
+            )
+        names = sorted(head.IN_FEATURES, key=lambda name: input_shape[name].stride)
+        pixel_decoder = build_pixel_decoder(cfg, {name: input_shape[name] for name in names})
+        return {
+            "pixel_decoder": pixel_decoder,
+            "classifier": build_classifier(
+                head.CLASSIFIER,
+                pixel_decoder.out_channels,
+                head.NUM_CLASSES,
+                class_offset=head.CLASS_OFFSET,
+                feature_offset=head.FEATURE_OFFSET,
+                dropout=head.DROPOUT,
+            ),
+            "ignore_value": head.IGNORE_VALUE,
+            "loss_weight": head.LOSS_WEIGHT,
+        }
+
+    def forward(self, features: dict[str, Tensor]) -> Tensor:
+        """(B, C_i, H / s_i, W / s_i) per level -> logits (B, K, H / s, W / s)."""
+        pixel_features = self.pixel_decoder(features)[0]
+        return self.classifier(pixel_features)
+
+    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Cross-entropy, summed over the labelled pixels and divided by *all* pixels.
+
+        Dividing by all pixels, ignored and padded ones included, is what the authors' training
+        does; it weighs batches with few labelled pixels less.
+
+        Args:
+            logits: (B, K, H, W).
+            targets: (B, H, W) int64, class ids or ``ignore_value``.
+        """
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        return {"loss_sem_seg": loss * (self.loss_weight / targets.numel())}

@@ -1,0 +1,1 @@
+"""Comparison with what the authors' code computes; see ``tests/parity_report.py``."""

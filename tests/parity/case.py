@@ -1,0 +1,137 @@
+"""A parity case: the file of one reference run, and the rows its comparison yields."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tests.golden import parity_rules
+
+# Where the reference stores no noise floor of its own (see its README).
+DEFAULT_TOLERANCE = 2e-5
+PIPELINE_TOLERANCE = 2e-4
+# A correct float32 implementation is within 1.1 of the reference's float32-float64 difference.
+NOISE_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the report; a tolerance of 0 demands equality."""
+
+    case: str
+    tensor: str
+    difference: float
+    tolerance: float
+    remark: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.tolerance  # False for NaN
+
+
+class SkipCase(Exception):
+    """The case needs a model that this project does not build; the message says which."""
+
+
+class ParityCase:
+    """One ``.npz`` file of reference results.
+
+    Args:
+        path: the file; its stem is the case's name, which keys inputs and weights.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.stem
+        self.data: Mapping[str, np.ndarray] = np.load(path, allow_pickle=False)
+
+    def __contains__(self, key: str) -> bool:
+        return f"{key}__sample" in self.data
+
+    def tensors(self) -> list[str]:
+        """Names of the sampled tensors in the file."""
+        return [k.removesuffix("__sample") for k in self.data if k.endswith("__sample")]
+
+    def tolerance(self, key: str, default: float = DEFAULT_TOLERANCE) -> float:
+        """Three times the reference's own noise, or ``default`` where it is not recorded."""
+        noise = f"{key}__fp64diff"
+        return NOISE_FACTOR * float(self.data[noise]) if noise in self.data else default
+
+    def compare(self, key: str, actual: Tensor, default: float = DEFAULT_TOLERANCE) -> Row:
+        """Largest difference over the sampled entries."""
+        array = actual.detach().double().numpy()
+        shape = tuple(int(s) for s in self.data[f"{key}__shape"])
+        if array.shape != shape:
+            remark = f"shape {array.shape} instead of {shape}"
+            return Row(self.name, key, float("inf"), 0.0, remark)
+        sample = array.reshape(-1)[:: int(self.data[f"{key}__step"])]
+        difference = np.abs(sample - self.data[f"{key}__sample"].astype(np.float64)).max()
+        return Row(self.name, key, float(difference), self.tolerance(key, default))
+
+    def compare_relative(self, key: str, actual: float, expected: float, tolerance: float) -> Row:
+        """Relative difference of two numbers."""
+        return Row(self.name, key, abs(actual - expected) / max(abs(expected), 1e-30), tolerance)
+
+    def compare_labels(self, key: str, logits: Tensor, margin: float) -> Row:
+        """Share of pixels with another label, among those whose top-2 margin exceeds ``margin``.
+
+        Args:
+            key: name of the reference label map.
+            logits: (K, H, W).
+            margin: logit difference below which rounding may decide.
+        """
+        top2 = logits.topk(2, dim=0).values
+        clear = (top2[0] - top2[1]) > margin
+        expected = torch.from_numpy(np.squeeze(self.data[key]).astype(np.int64))
+        wrong = (logits.argmax(0) != expected) & clear
+        remark = f"{int(clear.sum())} of {clear.numel()} pixels are clear"
+        return Row(self.name, key, wrong.double().mean().item(), 0.0, remark)
+
+    def tensor(self, name: str, shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
+        """A pseudo-random input of the reference."""
+        return torch.from_numpy(parity_rules.tensor(f"{self.name}/{name}", shape, scale))
+
+    def image(self, height: int, width: int, suffix: str = "") -> Tensor:
+        """(3, H, W) uint8 RGB."""
+        image = parity_rules.image(self.name + suffix, height, width)
+        stored = np.atleast_1d(self.data["image_crc32"])
+        if int(parity_rules.crc(image)) not in {int(c) for c in stored}:
+            raise ValueError(f"{self.path}: the input image differs from the reference's.")
+        return torch.from_numpy(image).permute(2, 0, 1)
+
+    def labels(self, index: int, num_classes: int, size: int = 512) -> Tensor:
+        """(size, size) int64 label map of training image ``index``."""
+        labels = parity_rules.labels(f"{self.name}/lab{index}", size, size, num_classes)
+        if parity_rules.crc(labels) != int(self.data["label_crc32"][index]):
+            raise ValueError(f"{self.path}: label map {index} differs from the reference's.")
+        return torch.from_numpy(labels)
+
+
+def reference_weight(theirs: str, shape: tuple[int, ...]) -> Tensor:
+    """The reference's value of the parameter or buffer that the authors call ``theirs``."""
+    value = parity_rules.weight(theirs, shape)
+    assert value is not None, f"{theirs} is a constant of the reference"
+    return torch.from_numpy(value)
+
+
+def each_gradient_norm(
+    case: ParityCase, gradients: Mapping[str, Tensor], head_tolerance: float, tolerance: float
+) -> Iterator[Row]:
+    """One row per group of gradient norms: the worst relative difference and its name."""
+    names = [str(n) for n in case.data["grad_names"]]
+    norms = case.data["grad_norms_fp64"]
+    worst: dict[str, Row] = {}
+    for name, norm in zip(names, norms, strict=True):
+        if norm < 1e-9:  # analytically zero, such as biases in front of a batch norm
+            continue
+        group = name.split(".")[0]
+        limit = head_tolerance if group == "decode_head" else tolerance
+        actual = float(gradients[name].double().norm()) if name in gradients else float("nan")
+        difference = abs(actual - norm) / norm
+        row = Row(case.name, f"gradient norms {group}.*", difference, limit, f"worst: {name}")
+        if group not in worst or not difference <= worst[group].difference:
+            worst[group] = row
+    yield from worst.values()
