@@ -1,0 +1,41 @@
+# `make demo` and `make test` need only Python 3.11 and make; the first one makes the environment.
+VENV ?= .venv
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := $(VENV)/bin
+# The parts of the package that are type-checked.
+TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
+	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py tools/setup_env.py)
+
+.PHONY: help demo test lint setup doctor clean
+
+help:
+	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
+	@echo "make test    lint and the default tests"
+	@echo "make setup   only make the environment $(VENV)"
+	@echo "make lint    ruff and mypy"
+	@echo "make doctor  versions, CUDA, dataset folders, and what to do about problems"
+	@echo "make clean   remove the environment and caches (trained models stay)"
+
+setup:
+	@test -n "$(PYTHON)" || { echo "Set-up failed: no Python 3 was found." \
+		"Debian: apt-get install -y python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) tools/setup_env.py --venv "$(VENV)"
+
+demo: setup
+	@$(BIN)/python tools/make_demo.py
+
+lint: setup
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy $(TYPED)
+
+test: lint
+	$(BIN)/python -m pytest
+
+doctor: setup
+	@$(BIN)/python -m offseg_d2.doctor
+
+clean:
+	rm -rf "$(VENV)" "$(VENV).discarded" build dist *.egg-info .setup.log .setup.lock \
+		.pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

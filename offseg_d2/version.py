@@ -1,0 +1,3 @@
+"""The version of offseg_d2, in this one place."""
+
+__version__ = "0.1.0"

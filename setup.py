@@ -1,0 +1,67 @@
+"""Package description of offseg_d2."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """The version that offseg_d2/version.py states, read without importing the package."""
+    text = (ROOT / "offseg_d2" / "version.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('offseg_d2/version.py must have a line `__version__ = "..."`.')
+    return match.group(1)
+
+
+def read_description() -> str:
+    readme = ROOT / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="offseg_d2",
+    version=read_version(),
+    description="Offset learning (OffSeg) for efficient semantic segmentation, on Detectron2",
+    long_description=read_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["offseg_d2", "offseg_d2.*"]),
+    package_data={"offseg_d2": ["**/*.json", "**/*.txt"]},
+    python_requires=">=3.10",
+    # Detectron2 is missing on purpose: it has no release on the package index, so that no
+    # requirement line can name it. tools/setup_env.py installs it (make setup).
+    install_requires=[
+        "torch>=2.4",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "pillow",
+        "opencv-python-headless",
+        "pycocotools",
+        "safetensors",
+        "fvcore",
+        "iopath",
+        "tqdm",
+        "tabulate",
+        "termcolor",
+        "submitit",
+        # imported by Detectron2
+        "cloudpickle",
+        "hydra-core",
+        "matplotlib",
+        "omegaconf",
+        "packaging",
+        "setuptools<81",
+        "tensorboard",
+        "yacs",
+    ],
+    extras_require={
+        "dev": ["mypy", "pytest", "ruff"],
+        "export": ["onnx", "onnxruntime"],
+        "video": ["av"],
+    },
+)
