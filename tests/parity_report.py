@@ -30,6 +30,7 @@ RUNNERS: tuple[tuple[str, Runner], ...] = (
     ("DX_*", models.segmentor),
     ("E_*", models.segmentor),
     ("F_*", models.segmentor),
+    ("G_*", models.segmentor),
     ("H_*", models.pipeline),
     ("I_*", models.training_loss),
     ("J_iou_metric*", modules.iou_metric),

@@ -49,11 +49,19 @@ def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) 
     dtype = torch.promote_types(features.dtype, kernels.dtype)
     out_dtype = features.dtype
     features, kernels = features.to(dtype), _split_sub_grids(kernels.to(dtype), scale)
-    if torch.is_grad_enabled() and (features.requires_grad or kernels.requires_grad):
-        out = _Reassemble.apply(features, kernels, kernel_size)
+    if features.device.type == "cpu" and batch > 1:
+        # Sample by sample the maps stay in the cache; a GPU would rather see the whole batch.
+        pairs = zip(features.split(1), kernels.split(1), strict=True)
+        out = torch.cat([_apply(f, k, kernel_size) for f, k in pairs])
     else:
-        out = _reassemble(features, kernels, kernel_size)
+        out = _apply(features, kernels, kernel_size)
     return _merge_sub_grids(out).to(out_dtype)
+
+
+def _apply(features: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
+    if torch.is_grad_enabled() and (features.requires_grad or kernels.requires_grad):
+        return _Reassemble.apply(features, kernels, kernel_size)
+    return _reassemble(features, kernels, kernel_size)  # plain operations, for tracing and export
 
 
 def _split_sub_grids(kernels: Tensor, scale: int) -> Tensor:

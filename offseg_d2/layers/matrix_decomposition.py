@@ -88,7 +88,7 @@ class NMF2D(nn.Module):
         else:
             # On the CPU, where a seed gives the same numbers whatever the model runs on.
             generator = torch.Generator("cpu").manual_seed(self.seed)
-            bases = torch.rand(1, self.channels, self.rank, generator=generator)
+            bases = torch.rand(1, self.channels, self.rank, generator=generator, device="cpu")
         return F.normalize(bases, dim=1)
 
     def extra_repr(self) -> str:

@@ -65,11 +65,11 @@ class OffsetLearning(nn.Module):
         coupled_similarity = pixel_features @ representations.mT  # (B, N, K)        eq. A
         aligned_pixels, aligned_classes = pixel_features, representations
         if self.class_offset_proj is not None:
-            attention = coupled_similarity.softmax(dim=1)  # over the pixels
-            class_offset = self.class_offset_proj(attention.mT @ pixel_features)  # (B, K, C)
+            attention = coupled_similarity.mT.softmax(dim=2)  # (B, K, N), over the pixels
+            class_offset = self.class_offset_proj(attention @ pixel_features)  # (B, K, C)
             aligned_classes = representations + class_offset  #                      eq. W'
         if self.feature_offset_proj is not None:
-            attention = coupled_similarity.softmax(dim=2)  # over the classes
+            attention = coupled_similarity.softmax(dim=2)  # (B, N, K), over the classes
             feature_offset = self.feature_offset_proj(attention @ representations)  # (B, N, C)
             aligned_pixels = pixel_features + feature_offset  #                      eq. X'
         return aligned_pixels, aligned_classes
@@ -95,8 +95,9 @@ class OffsetLearning(nn.Module):
         coupled_similarity = pixel_features @ representations.mT  # (B, N, K)        eq. A
         aligned_classes = representations
         if self.class_offset_proj is not None:
-            attention = coupled_similarity.softmax(dim=1)
-            class_offset = self.class_offset_proj(attention.mT @ pixel_features)
+            # A contiguous row per class: sums over thousands of pixels round less that way.
+            attention = coupled_similarity.mT.contiguous().softmax(dim=2)  # (B, K, N)
+            class_offset = self.class_offset_proj(attention @ pixel_features)
             aligned_classes = representations + class_offset  #                      eq. W'
             scores = pixel_features @ aligned_classes.mT
         else:

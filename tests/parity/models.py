@@ -42,6 +42,7 @@ class CaseModel:
     model: nn.Module
     key_map: KeyMap
     num_classes: int
+    dataset: str
     rest: str  # what follows the data set in the case's name
 
 
@@ -51,7 +52,7 @@ def build_case_model(case: ParityCase) -> CaseModel:
     Raises:
         SkipCase: if the project has no such model.
     """
-    match = MODEL_NAME.fullmatch(case.name[2:].removeprefix("X_"))
+    match = MODEL_NAME.fullmatch(_without_letter(case.name))
     if match is None:
         raise SkipCase(f"no model is named in {case.name}")
     config_file = MODEL_CONFIGS / f"{match['model']}.yaml"
@@ -66,7 +67,12 @@ def build_case_model(case: ParityCase) -> CaseModel:
         raise SkipCase(f"no key map for {key}")
     model = build_model(cfg)
     fill_model(model, KEY_MAPS[key])
-    return CaseModel(model.eval(), KEY_MAPS[key], num_classes, match["rest"])
+    return CaseModel(model.eval(), KEY_MAPS[key], num_classes, match["dataset"], match["rest"])
+
+
+def _without_letter(name: str) -> str:
+    """Such as D_offseg_t_ade20k_512x512 -> offseg_t_ade20k_512x512."""
+    return name.split("_", 1)[1]
 
 
 def fill_model(model: nn.Module, key_map: KeyMap) -> None:
@@ -93,7 +99,7 @@ def _fix_injected_bases(model: nn.Module) -> None:
 
 def manifest_row(case: ParityCase, built: CaseModel) -> Iterator[Row]:
     """Every entry of the authors' state dict is mapped or dropped, shapes equal, none left."""
-    name = case.name[2:].removesuffix(f"_{built.rest}")
+    name = _without_letter(case.name).removesuffix(f"_{built.rest}")
     path = case.path.parent / f"manifest_{name}.json"
     if not path.is_file():
         return
@@ -201,6 +207,8 @@ def _record_special_steps(decoder: nn.Module, found: dict[str, Tensor]) -> None:
         decoder.hamburger.decomposition.register_forward_pre_hook(keep_input)
 
 
+# (crop, stride) of the authors' sliding windows, in pixels
+WINDOWS = {"cityscapes": (1024, 768), "pascal59": (480, 320)}
 PIPELINE = re.compile(r"(?P<mode>slide|whole)_(?P<h>\d+)x(?P<w>\d+)(_to_(?P<oh>\d+)x(?P<ow>\d+))?")
 
 
@@ -212,18 +220,22 @@ def pipeline(case: ParityCase) -> Iterator[Row]:
         raise SkipCase(f"{built.rest!r} names no inference mode and size")
     model = built.model
     pad = 32 if "segnext" in case.name else 0  # as in the authors' test settings
-    model.inference = InferenceSettings(match["mode"], size_divisibility=pad)
+    crop, stride = WINDOWS.get(built.dataset, (512, 480))
+    model.inference = InferenceSettings(
+        match["mode"], (crop, crop), (stride, stride), size_divisibility=pad
+    )
     height, width = int(match["h"]), int(match["w"])
+    rows, columns = height + -height % (pad or 1), width + -width % (pad or 1)
     result = {"height": int(match["oh"] or height), "width": int(match["ow"] or width)}
     crops = _record_crops(model)
     image = case.image(height, width)
     with torch.no_grad():
         logits = model([{"image": image, **result}])[0]["sem_seg"]
-    padded = F.pad(model.normalise(image)[None], [0, -width % (pad or 1), 0, -height % (pad or 1)])
+    padded = F.pad(model.normalise(image)[None], [0, columns - width, 0, rows - height])
     found = {"input": padded, "seg_logits": logits}
     found |= {f"crop{i}": crop for i, crop in enumerate(crops)}
     if match["mode"] == "slide":
-        count = len(window_origins(height, 512, 480)) * len(window_origins(width, 512, 480))
+        count = len(window_origins(rows, crop, stride)) * len(window_origins(columns, crop, stride))
         difference = abs(count - int(case.data["n_crops"]))
         yield Row(case.name, "number of windows", difference, 0.0)
     for key in case.tensors():
