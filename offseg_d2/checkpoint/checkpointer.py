@@ -1,0 +1,298 @@
+"""Writing checkpoints so that none is ever broken, and reading them back.
+
+Differences from Detectron2's ``DetectionCheckpointer``, whose interface stays:
+
+* a file is written under a temporary name, forced to the disk and then renamed, so that whatever
+  kills the process, each ``*.pth`` is either the old file or the complete new one; the file
+  ``last_checkpoint`` follows only afterwards, in the same way;
+* files are read by :func:`.safe_load.load_checkpoint_file`, which executes nothing;
+* a shape that does not fit is an error instead of a warning;
+* :meth:`SafeCheckpointer.resume` steps back to an older file where the last one is damaged.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.utils import comm
+from torch import Tensor, nn
+
+from .atomic_write import remove_temporary_files, write_atomically
+from .safe_load import CheckpointError, CorruptCheckpointError, load_checkpoint_file
+
+logger = logging.getLogger(__name__)
+
+# Renames the entries of a foreign state dict to those of the model; others it returns unchanged.
+StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
+
+_PERIODIC_NAME = re.compile(r"model_(\d{7,})\.pth")
+_NOT_RESUMABLE = ("model_best.pth",)
+
+
+class SafeCheckpointer(DetectionCheckpointer):
+    """Checkpointer with atomic writes, safe reads and a fall-back on resuming.
+
+    Args:
+        model: model, also one wrapped in DistributedDataParallel.
+        save_dir: local directory of the run.
+        save_to_disk: whether this process writes; None means the main process only.
+        keep: number of periodic checkpoints (``model_0000123.pth``) to keep, 0 for all.
+        convert_state_dict: called with foreign weights and the model before they are loaded.
+        checkpointables: further objects with ``state_dict`` and ``load_state_dict``; their states
+            must consist of tensors, numbers, text and containers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        save_to_disk: bool | None = None,
+        keep: int = 0,
+        convert_state_dict: StateDictConverter | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        if keep < 0:
+            raise ValueError(f"`SOLVER.KEEP_CHECKPOINTS` must be at least 0, but is {keep!r}.")
+        self.logger = logger  # fvcore's would log under another name
+        self.keep = keep
+        self.convert_state_dict = convert_state_dict
+        self._path = ""  # of the file that `load` is at
+        self._periodic: list[str] = []  # names of this run's periodic checkpoints, oldest first
+
+    # ------------------------------------------------------------------ writing
+
+    def save(self, name: str, *, resumable: bool = True, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``.
+
+        Args:
+            name: file name without its ending.
+            resumable: write the state of all checkpointables too, and make this file the one that
+                ``last_checkpoint`` names; otherwise only the model and ``kwargs``.
+            kwargs: further entries: tensors, numbers, text and containers.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        if resumable:
+            data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        data |= kwargs
+        basename = f"{name}.pth"
+        path = os.path.join(self.save_dir, basename)
+        os.makedirs(self.save_dir, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(data, file))
+        self.logger.info("Saved checkpoint %s", path)
+        if resumable:
+            self.tag_last_checkpoint(basename)
+            self._forget_old(basename)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Make ``last_checkpoint`` name this file."""
+        path = os.path.join(self.save_dir, "last_checkpoint")
+        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+
+    def _forget_old(self, basename: str) -> None:
+        """Count ``basename`` among the periodic checkpoints and delete the oldest beyond `keep`."""
+        if not _PERIODIC_NAME.fullmatch(basename):
+            return
+        self._periodic = [*(name for name in self._periodic if name != basename), basename]
+        while self.keep and len(self._periodic) > self.keep:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.save_dir, self._periodic.pop(0)))
+
+    def clean_temporary_files(self) -> None:
+        """Delete what a killed run left half-written; call before a run starts to write."""
+        if not self.save_to_disk or not os.path.isdir(self.save_dir):
+            return
+        for name in remove_temporary_files(self.save_dir):
+            self.logger.info("Deleted the half-written checkpoint file %s", name)
+
+    # ------------------------------------------------------------------ resuming
+
+    def resume(self) -> dict[str, Any] | None:
+        """Load the last checkpoint of ``save_dir`` with everything a run needs to go on.
+
+        A damaged file is reported and the one before it is taken.
+
+        Returns:
+            entries of the file beyond the model and the checkpointables, "iteration" (0-based
+            index of the last finished iteration) among them; None if there is no checkpoint.
+
+        Raises:
+            CheckpointError: if all are damaged, or if one is readable but incomplete or does not
+                fit the model.
+        """
+        paths = self._paths_to_resume_from()
+        data = None
+        for path in paths:
+            try:
+                data = load_checkpoint_file(path)
+                break
+            except CorruptCheckpointError as error:
+                self.logger.warning("%s Going back to the checkpoint before it.", error)
+        if data is None and paths:
+            raise CorruptCheckpointError(
+                f"None of the {len(paths)} checkpoints in `{self.save_dir}` can be read: the run "
+                "cannot be resumed. Start it anew without --resume."
+            )
+        chosen = comm.all_gather(path if data is not None else "")
+        if len(set(chosen)) > 1:
+            raise CheckpointError(
+                f"All processes must resume from one checkpoint, but they see {sorted(set(chosen))}"
+                f" in `{self.save_dir}`; is it a directory that all machines share?"
+            )
+        return None if data is None else self._restore(path, data)
+
+    def _paths_to_resume_from(self) -> list[str]:
+        """Checkpoints of the run: the one that ``last_checkpoint`` names, then newest first."""
+        if not os.path.isdir(self.save_dir):
+            return []
+        files = [
+            entry
+            for entry in os.scandir(self.save_dir)
+            if entry.name.endswith(".pth")
+            and not entry.name.startswith(".")
+            and entry.name not in _NOT_RESUMABLE
+        ]
+        files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name), reverse=True)
+        paths = [os.path.join(self.save_dir, entry.name) for entry in files]
+        last = self.get_checkpoint_file()
+        if last and not os.path.isfile(last):
+            self.logger.warning("Checkpoint %s, named by last_checkpoint, does not exist.", last)
+        elif last:
+            paths = [last, *(path for path in paths if path != last)]
+        return paths
+
+    def _restore(self, path: str, data: dict[str, Any]) -> dict[str, Any]:
+        required = ["model", "iteration", *self.checkpointables]
+        missing = [key for key in required if key not in data]
+        if missing:
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must hold {', '.join(required)} to be resumed from, "
+                f"but lacks {', '.join(missing)}; use it as `MODEL.WEIGHTS` instead."
+            )
+        check_fit(path, data["model"], self.model.state_dict(), strict=True)
+        self.logger.info("Resuming from %s", path)
+        self.model.load_state_dict(data.pop("model"))
+        for key, checkpointable in self.checkpointables.items():
+            checkpointable.load_state_dict(data.pop(key))
+        names = (_PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
+        self._periodic = [
+            match.group() for match in names if match and int(match[1]) <= data["iteration"]
+        ]
+        return data
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume if asked to and there is a checkpoint; otherwise load weights from ``path``."""
+        data = self.resume() if resume else None
+        return self.load(path, checkpointables=[]) if data is None else data
+
+    # ------------------------------------------------------------------ loading weights
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights (and the named checkpointables) from a file or address.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is damaged, unsafe or does not fit the model.
+        """
+        if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
+            raise FileNotFoundError(f"`MODEL.WEIGHTS` must be an existing file, but is {path!r}.")
+        if not path:
+            self.logger.info("`MODEL.WEIGHTS` is empty: the weights are the model's initial ones.")
+            return {}
+        self._path = path
+        return super().load(path, checkpointables=checkpointables)
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        data = load_checkpoint_file(filename)
+        if filename.endswith(".pkl") and "__author__" not in data:
+            # Detectron 1 and Caffe2: Detectron2 matches such names by its own heuristics.
+            blobs = data.get("blobs", data)
+            model = {key: blob for key, blob in blobs.items() if not key.endswith("_momentum")}
+            return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+        for key in ("model", "state_dict"):
+            if isinstance(data.get(key), Mapping):
+                return {**data, "model": data[key]}
+        return {"model": data}
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        state_dict = to_state_dict(self._path, checkpoint["model"])
+        if not checkpoint.get("matching_heuristics", False):
+            model_state = self.model.state_dict()
+            if self.convert_state_dict is not None and not model_state.keys() >= state_dict.keys():
+                state_dict = self._convert(self.convert_state_dict, state_dict)
+            check_fit(self._path, state_dict, model_state, strict=False)
+        return super()._load_model({**checkpoint, "model": state_dict})
+
+    def _convert(
+        self, convert: StateDictConverter, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        try:
+            return convert(state_dict, self.model)
+        except KeyError as error:  # the maps name what they do not know
+            raise CheckpointError(f"Checkpoint file `{self._path}`: {error.args[0]}") from error
+
+
+def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Tensors by name, without the prefix that DistributedDataParallel adds.
+
+    Raises:
+        CheckpointError: if an entry is neither a tensor nor a numpy array.
+    """
+    for name, value in entries.items():
+        if not isinstance(value, Tensor | np.ndarray):
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must hold tensors by name, but `{name}` is a "
+                f"{type(value).__name__}."
+            )
+    wrapped = all(name.startswith("module.") for name in entries)
+    return {
+        name.removeprefix("module.") if wrapped else name: torch.as_tensor(value)
+        for name, value in entries.items()
+    }
+
+
+def check_fit(
+    path: str, state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor], *, strict: bool
+) -> None:
+    """Check that entries of the same name have the same shape, and that there are any.
+
+    Args:
+        path: file the entries come from, for the message.
+        state_dict: entries of the file.
+        model_state: entries of the model.
+        strict: whether names on one side only are an error too.
+
+    Raises:
+        CheckpointError: naming the first entry that does not fit, with both shapes.
+    """
+    common = [name for name in state_dict if name in model_state]
+    if model_state and not common:
+        raise CheckpointError(
+            f"Checkpoint file `{path}` must hold parameters of the model, such as "
+            f"`{next(iter(model_state))}`, but holds none of them."
+        )
+    wrong = [name for name in common if state_dict[name].shape != model_state[name].shape]
+    if wrong:
+        more = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"Checkpoint file `{path}` does not fit the model: `{wrong[0]}` has the shape "
+            f"{tuple(state_dict[wrong[0]].shape)} in the file, but "
+            f"{tuple(model_state[wrong[0]].shape)} in the model{more}. Is it of another variant "
+            "or another number of classes?"
+        )
+    alone = sorted(state_dict.keys() ^ model_state.keys())
+    if strict and alone:
+        side = "file" if alone[0] in state_dict else "model"
+        raise CheckpointError(
+            f"Checkpoint file `{path}` does not fit the model: `{alone[0]}` is only in the {side}"
+            f" ({len(alone)} such entries). Has the configuration changed since it was written?"
+        )

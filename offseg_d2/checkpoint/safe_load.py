@@ -1,0 +1,187 @@
+"""Loading checkpoint files of any origin without executing what they contain.
+
+=====================  ==============================================================
+file                   read by
+=====================  ==============================================================
+``.pth``, any torch    ``torch.load(weights_only=True)``
+``.pth`` of mmengine   the same, its log buffers standing for inert objects
+``.pkl`` of Detectron  :func:`~offseg_d2.checkpoint.inert_pickle.load_inert_pickle`
+``.safetensors``       the safetensors package
+=====================  ==============================================================
+
+There is no fall-back to an unrestricted load: what these refuse is an error that names it.
+"""
+
+import logging
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from detectron2.utils.file_io import PathManager
+
+from .inert_pickle import MMENGINE_GLOBALS, RefusedGlobalError, load_inert_pickle, to_plain
+
+logger = logging.getLogger(__name__)
+
+# Entries of a foreign file that are of use; logs, optimizer and schedules of others are not.
+_FOREIGN_ENTRIES = ("state_dict", "model", "meta")
+
+# What readers raise on damaged bytes, besides pickle.UnpicklingError.
+_DAMAGE_ERRORS = (
+    AssertionError,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    UnicodeDecodeError,
+    ValueError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint file cannot be used; the message names the file and the reason."""
+
+
+class CorruptCheckpointError(CheckpointError):
+    """A file is truncated, damaged or no checkpoint at all."""
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A file asks for functions or classes that a checkpoint has no need of."""
+
+
+def load_checkpoint_file(path: str) -> dict[str, Any]:
+    """Read a checkpoint as plain data: containers, numbers, text, tensors (CPU), numpy arrays.
+
+    Args:
+        path: file name, or any address that iopath's PathManager knows.
+
+    Returns:
+        the file's top-level dictionary. Of a file with objects of mmengine only the entries
+        ``state_dict``, ``model`` and ``meta`` are kept.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        CorruptCheckpointError: if it is truncated, damaged or no checkpoint.
+        UnsafeCheckpointError: if it names a function or class outside the allowed ones.
+    """
+    local_path = PathManager.get_local_path(path)
+    if not os.path.isfile(local_path):
+        raise FileNotFoundError(f"Checkpoint file `{path}` does not exist.")
+    if os.path.getsize(local_path) == 0:
+        raise CorruptCheckpointError(f"Checkpoint file `{path}` is empty.")
+    data = _reader_for(path, local_path)(path, local_path)
+    if not isinstance(data, dict):
+        raise CorruptCheckpointError(
+            f"Checkpoint file `{path}` must hold a dictionary, but holds a {type(data).__name__}."
+        )
+    return data
+
+
+def _reader_for(path: str, local_path: str) -> Callable[[str, str], Any]:
+    if path.endswith(".safetensors"):
+        return _load_safetensors
+    if path.endswith(".pkl") and not zipfile.is_zipfile(local_path):
+        return _load_pickle
+    return _load_torch
+
+
+def _load_torch(path: str, local_path: str) -> Any:
+    _check_archive(path, local_path)
+    try:
+        return torch.load(local_path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        return _load_mmengine(path, local_path)
+    except _DAMAGE_ERRORS as error:
+        raise _corrupt(path, error) from error
+
+
+def _load_mmengine(path: str, local_path: str) -> Any:
+    """Second attempt, with the names that mmengine's files hold standing for inert objects."""
+    stand_ins = [(stand_in, name) for name, stand_in in MMENGINE_GLOBALS.items()]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            data = torch.load(local_path, map_location="cpu", weights_only=True)
+        if isinstance(data, dict):
+            data = {key: data[key] for key in _FOREIGN_ENTRIES if key in data}
+        return to_plain(data)
+    except pickle.UnpicklingError as error:
+        refused = _refused_names(local_path, error)
+        if refused:
+            raise _unsafe(path, refused) from error
+        raise _corrupt(path, error) from error
+    except _DAMAGE_ERRORS as error:
+        raise _corrupt(path, error) from error
+
+
+def _load_pickle(path: str, local_path: str) -> Any:
+    try:
+        with open(local_path, "rb") as file:
+            return load_inert_pickle(file)
+    except RefusedGlobalError as error:
+        raise _unsafe(path, [error.name]) from error
+    except (pickle.UnpicklingError, *_DAMAGE_ERRORS) as error:
+        raise _corrupt(path, error) from error
+
+
+def _load_safetensors(path: str, local_path: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise CheckpointError(
+            f"Checkpoint file `{path}` needs the package safetensors: pip install safetensors."
+        ) from error
+    try:
+        return safetensors.torch.load_file(local_path, device="cpu")
+    except (safetensors.SafetensorError, *_DAMAGE_ERRORS) as error:
+        raise _corrupt(path, error) from error
+
+
+def _check_archive(path: str, local_path: str) -> None:
+    """Compare the checksums of a zip archive, which torch itself does not look at."""
+    with open(local_path, "rb") as file:
+        if file.read(2) != b"PK":
+            return  # torch's format before 1.6
+    try:
+        with zipfile.ZipFile(local_path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, *_DAMAGE_ERRORS) as error:
+        raise _corrupt(path, error) from error
+    if damaged is not None:
+        raise CorruptCheckpointError(
+            f"Checkpoint file `{path}` is damaged: the checksum of `{damaged}` does not fit."
+        )
+
+
+def _refused_names(local_path: str, error: Exception) -> list[str]:
+    """Names in the file that are neither torch's own nor among the stand-ins."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(local_path)
+    except (pickle.UnpicklingError, *_DAMAGE_ERRORS):
+        names = re.findall(r"GLOBAL ([\w.]+)", str(error))
+    return sorted(set(names) - set(MMENGINE_GLOBALS))
+
+
+def _unsafe(path: str, names: list[str]) -> UnsafeCheckpointError:
+    return UnsafeCheckpointError(
+        f"Checkpoint file `{path}` is refused: it asks for {', '.join(names)}, which no "
+        "checkpoint needs; nothing of it was executed."
+    )
+
+
+def _corrupt(path: str, error: Exception) -> CorruptCheckpointError:
+    reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    return CorruptCheckpointError(
+        f"Checkpoint file `{path}` is truncated, damaged or no checkpoint ({reason})."
+    )

@@ -1,0 +1,35 @@
+"""Datasets, augmentation and loaders. Importing it registers the datasets in Detectron2."""
+
+from . import datasets
+from .augmentation import build_augmentations
+from .build import SampleLoader, build_test_loader, build_train_loader
+from .dataset_mapper import SemSegDatasetMapper, build_mapper
+from .image_io import DataFileError, read_image
+from .label_map import (
+    IGNORE_LABEL,
+    LabelLut,
+    build_lut,
+    describe_label_map,
+    label_map_of,
+    read_label_map,
+)
+from .sampler import TrainingBatchSampler
+
+__all__ = [
+    "IGNORE_LABEL",
+    "DataFileError",
+    "LabelLut",
+    "SampleLoader",
+    "SemSegDatasetMapper",
+    "TrainingBatchSampler",
+    "build_augmentations",
+    "build_lut",
+    "build_mapper",
+    "build_test_loader",
+    "build_train_loader",
+    "datasets",
+    "describe_label_map",
+    "label_map_of",
+    "read_image",
+    "read_label_map",
+]

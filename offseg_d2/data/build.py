@@ -1,0 +1,220 @@
+"""Loaders of training and test samples.
+
+``SOLVER.IMS_PER_BATCH`` counts the images of one forward and backward pass over all processes. An
+iteration (one optimizer step) takes ``SOLVER.ACCUMULATION_STEPS`` such batches from the training
+loader, so that iteration ``i`` begins at position
+``i * ACCUMULATION_STEPS * IMS_PER_BATCH`` of the order in :mod:`offseg_d2.data.sampler`.
+"""
+
+import itertools
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetFromList, Metadata, MetadataCatalog
+from detectron2.data.samplers import InferenceSampler
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset
+
+from .dataset_mapper import build_mapper
+from .image_io import DataFileError
+from .label_map import classes_of, describe_label_map, joint_metadata
+from .sampler import TrainingBatchSampler, sample_rng
+
+logger = logging.getLogger(__name__)
+
+Sample = dict[str, Any]
+_PREFETCH_BATCHES = 4
+
+
+class SampleLoader:
+    """A ``DataLoader`` of lists of samples that reports a bad file in one sentence.
+
+    PyTorch would wrap an error of a worker process into its stack of calls; here the worker hands
+    over the message in the sample's place and the main process raises it.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self.loader = loader
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        """Yield lists of what the mapper returns.
+
+        Raises:
+            DataFileError: a file of the batch that is due cannot be used; names the file.
+        """
+        for batch in self.loader:
+            for sample in batch:
+                if isinstance(sample, _UnusableSample):
+                    raise DataFileError(sample.reason)
+            yield batch
+
+
+def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
+    """Build the endless loader of this process' share of the training batches.
+
+    With a negative ``SEED`` a random one is drawn, shared by all processes and logged.
+
+    Args:
+        cfg: whole config.
+        start_iter: iteration (optimizer step) that the run starts or resumes with.
+
+    Raises:
+        ValueError: config and dataset disagree, or a key cannot be used.
+        FileNotFoundError: the dataset is not where it was looked for.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise ValueError(
+            f"`DATALOADER.SAMPLER_TRAIN` must be 'TrainingSampler', "
+            f"but is {cfg.DATALOADER.SAMPLER_TRAIN!r}."
+        )
+    metadata = joint_metadata(cfg.DATASETS.TRAIN)
+    _check_classes(cfg, metadata)
+    records = list(itertools.chain.from_iterable(_records(n) for n in cfg.DATASETS.TRAIN))
+    seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    sampler = TrainingBatchSampler(
+        len(records),
+        cfg.SOLVER.IMS_PER_BATCH,
+        seed=seed,
+        start_batch=start_iter * cfg.SOLVER.ACCUMULATION_STEPS,
+        rank=comm.get_rank(),
+        world_size=comm.get_world_size(),
+    )
+    mapper = build_mapper(cfg, is_train=True)
+    logger.info(
+        f"Training on {len(records)} images of {', '.join(cfg.DATASETS.TRAIN)}, "
+        f"{cfg.SOLVER.IMS_PER_BATCH} a batch ({sampler.batch_size} a process), "
+        f"data seed {seed}, from iteration {start_iter}."
+    )
+    logger.info(f"Label map: {describe_label_map(metadata)}.")
+    logger.info(f"Training augmentations: {mapper.augmentations}.")
+    dataset = _TrainingDataset(DatasetFromList(records, copy=False), mapper, seed)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    prefetch = _PREFETCH_BATCHES if workers > 0 else None
+    return _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
+    """Build the loader of this process' share of a test set, one image a batch.
+
+    Over all processes each image comes exactly once.
+
+    Raises:
+        ValueError: config and dataset disagree, or a key cannot be used.
+        FileNotFoundError: the dataset is not where it was looked for.
+    """
+    metadata = MetadataCatalog.get(dataset_name)
+    _check_classes(cfg, metadata)
+    records = _records(dataset_name)
+    logger.info(f"Testing on {len(records)} images of {dataset_name}.")
+    logger.info(f"Label map: {describe_label_map(metadata)}.")
+    mapper = build_mapper(cfg, is_train=False)
+    dataset = _MappedDataset(DatasetFromList(records, copy=False), mapper)
+    return _build_loader(cfg, dataset, batch_size=1, sampler=InferenceSampler(len(records)))
+
+
+class _UnusableSample(NamedTuple):
+    reason: str
+
+
+class _MappedDataset(Dataset):
+    """Records through the mapper; a bad file becomes an :class:`_UnusableSample`."""
+
+    def __init__(self, records: DatasetFromList, mapper: Callable[[Sample], Sample]) -> None:
+        self.records, self.mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> Sample | _UnusableSample:
+        try:
+            return self.mapper(self.records[index])
+        except DataFileError as error:
+            return _UnusableSample(str(error))
+
+
+class _TrainingDataset(_MappedDataset):
+    """Takes (position, index); the position seeds the augmentation."""
+
+    def __init__(
+        self, records: DatasetFromList, mapper: Callable[[Sample], Sample], seed: int
+    ) -> None:
+        super().__init__(records, mapper)
+        self.seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> Sample | _UnusableSample:
+        position, index = key
+        with sample_rng(self.seed, position):
+            return super().__getitem__(index)
+
+
+def _records(dataset_name: str) -> list[Sample]:
+    records = DatasetCatalog.get(dataset_name)
+    if not records:
+        raise ValueError(f"Dataset '{dataset_name}' must hold at least one image, but is empty.")
+    return records
+
+
+def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    num_classes = len(classes_of(metadata))
+    if num_classes != head.NUM_CLASSES:
+        raise ValueError(
+            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {num_classes} for dataset "
+            f"'{metadata.name}', but is {head.NUM_CLASSES}."
+        )
+    if head.IGNORE_VALUE != 255:
+        raise ValueError(
+            f"`MODEL.SEM_SEG_HEAD.IGNORE_VALUE` must be 255, the value that label maps give "
+            f"ignored pixels, but is {head.IGNORE_VALUE}."
+        )
+
+
+def _build_loader(cfg: CfgNode, dataset: Dataset, **kwargs: Any) -> SampleLoader:
+    # Workers live as long as an iteration: endless in training, one pass at test. Persistent ones
+    # would stay behind after it, and after an error.
+    loader = DataLoader(
+        dataset,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_keep_list,
+        worker_init_fn=_init_worker,
+        pin_memory=torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda"),
+        # Its own generator: starting to iterate must not draw from the model's random numbers.
+        generator=torch.Generator(),
+        **kwargs,
+    )
+    return SampleLoader(loader)
+
+
+def _keep_list(batch: list[Sample]) -> list[Sample]:
+    return batch
+
+
+def _init_worker(worker_id: int) -> None:
+    """Leave signals to the trainer, which finishes its iteration and saves; keep to one thread.
+
+    A cluster signals all processes of a job. A worker that died of it would take the trainer down
+    before it has saved.
+    """
+    for signum in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(signum, signal.SIG_IGN)
+    # Blocked, so that the thread below receives it with its sender. Ignoring it is no choice:
+    # that is how the trainer itself ends its workers, and waits for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_obey_sigterm_of, args=(os.getppid(),), daemon=True).start()
+    cv2.setNumThreads(0)
+
+
+def _obey_sigterm_of(trainer_pid: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer_pid:
+        pass
+    os._exit(0)

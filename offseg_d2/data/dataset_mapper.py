@@ -1,0 +1,139 @@
+"""From a dataset's record (file names) to what the model takes (tensors).
+
+One mapper, chosen by ``INPUT.DATASET_MAPPER_NAME``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
+
+from .augmentation import build_augmentations
+from .image_io import DataFileError, read_image
+from .label_map import LabelLut, build_lut, joint_metadata, label_map_of, read_label_map
+
+
+class SemSegDatasetMapper:
+    """Read image and label map, map labels to train ids, augment, make tensors.
+
+    Args:
+        is_train: also yield the label map; at test it is left to the evaluator.
+        augmentations: applied in order to the BGR uint8 image and the train ids.
+        image_format: "RGB" or "BGR" of the yielded image.
+        label_lut: table of the dataset's label map; needed in training.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list[Augmentation],
+        image_format: str = "RGB",
+        label_lut: LabelLut | None = None,
+    ) -> None:
+        if image_format not in ("RGB", "BGR"):
+            raise ValueError(
+                f"`INPUT.FORMAT` must be one of ['BGR', 'RGB'], but is {image_format!r}."
+            )
+        if is_train and label_lut is None:
+            raise ValueError("`label_lut` must be given for training, but is None.")
+        self.is_train = is_train
+        self.augmentations = AugmentationList(augmentations)
+        self.image_format = image_format
+        self.label_lut = label_lut
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
+        lut = None
+        if is_train:
+            lut = build_lut(label_map_of(joint_metadata(cfg.DATASETS.TRAIN)))
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+            "label_lut": lut,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one record.
+
+        Args:
+            dataset_dict: with "file_name" and, in training, "sem_seg_file_name".
+
+        Returns:
+            The record's own entries (it is not changed itself), with
+            "image": (3, h, w) uint8 in ``image_format``, 0..255, augmented, not normalised;
+            "height", "width": of the image as it is on disk, in pixels;
+            "sem_seg": (h, w) int64 train ids, 255 ignored (training only).
+
+        Raises:
+            DataFileError: image or label cannot be used; names the file.
+        """
+        sample = dict(dataset_dict)
+        image = read_image(sample["file_name"])
+        _check_recorded_size(sample, image)
+        sample["height"], sample["width"] = image.shape[:2]
+        sem_seg = self._read_labels(sample, image) if self.is_train else None
+        aug_input = AugInput(image, sem_seg=sem_seg)
+        self.augmentations(aug_input)
+        sample["image"] = _to_planes(aug_input.image, swap=self.image_format == "RGB")
+        if aug_input.sem_seg is not None:
+            sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+        return sample
+
+    def _read_labels(self, sample: dict[str, Any], image: np.ndarray) -> np.ndarray:
+        path = sample.get("sem_seg_file_name")
+        if path is None:
+            raise DataFileError(f"Image '{sample['file_name']}' has no label file to train with.")
+        sem_seg = read_label_map(path, self.label_lut)
+        if sem_seg.shape != image.shape[:2]:
+            raise DataFileError(
+                f"Label file '{path}' must have the size of its image, but has "
+                f"{_size(sem_seg)} and '{sample['file_name']}' has {_size(image)} (width x height)."
+            )
+        return sem_seg
+
+
+_DATASET_MAPPERS = {"sem_seg": SemSegDatasetMapper}
+
+
+def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Build the mapper that ``INPUT.DATASET_MAPPER_NAME`` names.
+
+    Raises:
+        ValueError: there is no mapper of that name.
+    """
+    name = cfg.INPUT.DATASET_MAPPER_NAME
+    if name not in _DATASET_MAPPERS:
+        raise ValueError(
+            f"`INPUT.DATASET_MAPPER_NAME` must be one of {sorted(_DATASET_MAPPERS)}, "
+            f"but is {name!r}."
+        )
+    return _DATASET_MAPPERS[name](cfg, is_train)
+
+
+def _check_recorded_size(sample: dict[str, Any], image: np.ndarray) -> None:
+    height, width = image.shape[:2]
+    recorded = sample.get("height", height), sample.get("width", width)
+    if recorded != (height, width):
+        raise DataFileError(
+            f"Image file '{sample['file_name']}' must be {recorded[1]}x{recorded[0]} as its "
+            f"dataset records it, but is {_size(image)} (width x height)."
+        )
+
+
+def _to_planes(image: np.ndarray, swap: bool) -> torch.Tensor:
+    """(H, W, 3) BGR -> (3, H, W), red first if ``swap``."""
+    planes = np.empty((3, *image.shape[:2]), dtype=image.dtype)
+    # The only place where channels change order. cv2.split is ten times a strided copy.
+    cv2.split(image, list(planes[::-1] if swap else planes))
+    return torch.from_numpy(planes)
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"

@@ -1,0 +1,56 @@
+"""CamVid, the 11-class split: 701 frames of 480x360 from a driving car.
+
+Brostow et al., "Semantic object classes in video: a high-definition ground truth database",
+Pattern Recognition Letters 2009; the 11 classes and the split of 367 / 101 / 233 frames are those
+of Badrinarayanan et al., "SegNet" (arXiv 1511.00561). Results are quoted on the test split: the
+validation frames are one sequence that the training frames also hold.
+
+Layout below ``camvid/``: ``images/{split}/*.jpg``, ``annotations/{split}/*.png`` (value = class,
+11 = void) and ``{split}.txt`` (one name a line).
+"""
+
+import functools
+
+from .folder import SemSegFolder, datasets_root, register_sem_seg
+
+# (name, colour), by train id
+CAMVID_CLASSES = (
+    ("sky", (128, 128, 128)),
+    ("building", (128, 0, 0)),
+    ("pole", (192, 192, 128)),
+    ("road", (128, 64, 128)),
+    ("pavement", (60, 40, 222)),
+    ("tree", (128, 128, 0)),
+    ("sign_symbol", (192, 128, 128)),
+    ("fence", (64, 64, 128)),
+    ("car", (64, 0, 128)),
+    ("pedestrian", (64, 64, 0)),
+    ("bicyclist", (0, 128, 192)),
+)
+CAMVID_VOID = 11
+CAMVID_SPLITS = ("train", "val", "test")
+
+
+def register_camvid() -> None:
+    """Register ``camvid_train``, ``camvid_val`` and ``camvid_test``."""
+    label_map = {train_id: train_id for train_id in range(len(CAMVID_CLASSES))}
+    label_map[CAMVID_VOID] = 255
+    for split in CAMVID_SPLITS:
+        folder = SemSegFolder(
+            name=f"camvid_{split}",
+            top_dir="camvid",
+            image_dir=f"camvid/images/{split}",
+            label_dir=f"camvid/annotations/{split}",
+            list_file=f"camvid/{split}.txt",
+        )
+        register_sem_seg(
+            folder.name,
+            functools.partial(_load, folder),
+            stuff_classes=[name for name, _ in CAMVID_CLASSES],
+            stuff_colors=[list(color) for _, color in CAMVID_CLASSES],
+            label_map=label_map,
+        )
+
+
+def _load(folder: SemSegFolder) -> list[dict]:
+    return folder.load(datasets_root())

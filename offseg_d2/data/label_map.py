@@ -1,0 +1,186 @@
+"""Raw label ids -> train ids, by a look-up table while a label file is loaded.
+
+Datasets store labels as single-channel 8-bit PNGs whose values (palette indices, if there is a
+palette) are the dataset's own ids. A *label map* ``{raw id: train id}`` says what each id means;
+train id 255 is ignored, and an id that the map does not hold is an error: silently training on a
+shifted or foreign label file costs days.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from detectron2.data import Metadata, MetadataCatalog
+from PIL import Image
+
+from .image_io import DataFileError, read_bytes
+
+IGNORE_LABEL = 255
+_MAX_IDS_SHOWN = 5
+
+
+class LabelLut(NamedTuple):
+    """Look-up table of a label map."""
+
+    values: np.ndarray  # (256,) uint8: train id of each raw id
+    valid: np.ndarray  # (256,) bool: whether the label map holds the raw id
+
+
+def build_lut(label_map: Mapping[int, int]) -> LabelLut:
+    """Turn ``{raw id: train id}`` into a table; raw ids that are absent become invalid.
+
+    Raises:
+        ValueError: an id is no integer in 0..255.
+    """
+    values = np.full(256, IGNORE_LABEL, dtype=np.uint8)
+    valid = np.zeros(256, dtype=bool)
+    for raw_id, train_id in label_map.items():
+        for number in (raw_id, train_id):
+            if not isinstance(number, int | np.integer) or not 0 <= number <= 255:
+                raise ValueError(
+                    f"`label_map` must map integers in 0..255 to integers in 0..255, "
+                    f"but maps {raw_id!r} to {train_id!r}."
+                )
+        values[raw_id] = train_id
+        valid[raw_id] = True
+    return LabelLut(values, valid)
+
+
+def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.ndarray:
+    """Read a label file and map its raw ids to train ids.
+
+    Args:
+        path: single-channel 8-bit image file, opened through iopath's PathManager.
+        label_map: ``{raw id: train id}``, or its table if many files are read.
+
+    Returns:
+        (H, W) uint8 train ids; 255 is ignored.
+
+    Raises:
+        DataFileError: the file is unreadable, of another format, or holds an unmapped id.
+    """
+    lut = label_map if isinstance(label_map, LabelLut) else build_lut(label_map)
+    raw = read_raw_labels(path)
+    counts = np.bincount(raw.ravel(), minlength=256)
+    unknown = np.flatnonzero((counts > 0) & ~lut.valid)
+    if unknown.size:
+        ids = ", ".join(str(i) for i in unknown[:_MAX_IDS_SHOWN])
+        more = ", ..." if unknown.size > _MAX_IDS_SHOWN else ""
+        raise DataFileError(
+            f"Label file '{path}' must hold ids of the label map only "
+            f"({_ranges(np.flatnonzero(lut.valid))}), but holds {ids}{more}."
+        )
+    return cv2.LUT(raw, lut.values)
+
+
+def read_raw_labels(path: str) -> np.ndarray:
+    """Return the stored values of a label file as (H, W) uint8: palette indices, not colours.
+
+    Read with Pillow: OpenCV would turn a palette into colours.
+
+    Raises:
+        DataFileError: the file is unreadable or not single-channel 8-bit.
+    """
+    encoded = read_bytes(path, "Label")
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            mode = image.mode
+            raw = np.array(image, dtype=np.uint8) if mode in ("L", "P") else None
+    # Pillow reports broken files as OSError, SyntaxError or ValueError, depending on the format.
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataFileError(f"Label file '{path}' cannot be decoded: {error}.") from error
+    if raw is None:
+        raise DataFileError(
+            f"Label file '{path}' must be a single-channel 8-bit image "
+            f"(Pillow mode 'L' or 'P'), but has mode '{mode}'."
+        )
+    return raw
+
+
+def classes_of(metadata: Metadata) -> list[str]:
+    """Return the class names of a dataset, by train id.
+
+    Raises:
+        ValueError: the metadata has no ``stuff_classes``.
+    """
+    if not hasattr(metadata, "stuff_classes"):
+        raise ValueError(
+            f"Dataset '{metadata.name}' must have `stuff_classes` in its metadata, but has none; "
+            f"is it registered?"
+        )
+    return list(metadata.stuff_classes)
+
+
+def label_map_of(metadata: Metadata) -> dict[int, int]:
+    """Return the label map of a dataset.
+
+    A dataset registered without ``label_map``, as Detectron2's tutorial does, already stores
+    train ids: 0..K-1 stay, and its ``ignore_label`` (if it has one) becomes 255.
+
+    Raises:
+        ValueError: the metadata has no ``stuff_classes``.
+    """
+    num_classes = len(classes_of(metadata))
+    if hasattr(metadata, "label_map"):
+        return dict(metadata.label_map)
+    identity = {i: i for i in range(num_classes)}
+    ignored = getattr(metadata, "ignore_label", None)
+    return identity if ignored is None else {**identity, ignored: IGNORE_LABEL}
+
+
+def joint_metadata(dataset_names: Sequence[str]) -> Metadata:
+    """Return the metadata of datasets that are trained on together.
+
+    Raises:
+        ValueError: no dataset is given, or they differ in classes or label map.
+    """
+    if not dataset_names:
+        raise ValueError("`DATASETS.TRAIN` must name at least one dataset, but is empty.")
+    first, *others = (MetadataCatalog.get(name) for name in dataset_names)
+    expected = (classes_of(first), label_map_of(first))
+    for other in others:
+        if (classes_of(other), label_map_of(other)) != expected:
+            raise ValueError(
+                f"`DATASETS.TRAIN` must name datasets with the same classes and label map, "
+                f"but '{other.name}' differs from '{first.name}'."
+            )
+    return first
+
+
+def describe_label_map(metadata: Metadata) -> str:
+    """Tell a label map in one line, such as "11 classes; raw ids 0-10 -> 0-10, 11 -> ignored"."""
+    label_map = label_map_of(metadata)
+    runs: list[list[tuple[int, int]]] = []
+    for raw_id, train_id in sorted(label_map.items()):
+        if runs and _continues(runs[-1], raw_id, train_id):
+            runs[-1].append((raw_id, train_id))
+        else:
+            runs.append([(raw_id, train_id)])
+    parts = []
+    for run in runs:
+        raw_ids, train_ids = zip(*run, strict=True)
+        target = "ignored" if run[0][1] == IGNORE_LABEL else _ranges(train_ids)
+        parts.append(f"{_ranges(raw_ids)} -> {target}")
+    return f"{len(classes_of(metadata))} classes; raw ids " + ", ".join(parts)
+
+
+def _continues(run: list[tuple[int, int]], raw_id: int, train_id: int) -> bool:
+    last_raw, last_train = run[-1]
+    if raw_id != last_raw + 1:
+        return False
+    if IGNORE_LABEL in (train_id, last_train):
+        return train_id == last_train
+    return train_id == last_train + 1
+
+
+def _ranges(ids: Sequence[int]) -> str:
+    """Write ascending ids as ranges: [0, 1, 2, 7] -> "0-2, 7"."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = int(number)
+        else:
+            runs.append([int(number), int(number)])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs) or "none"

@@ -1,0 +1,156 @@
+"""Choices that depend on the machine a run is on, each made in one place and logged."""
+
+import argparse
+import importlib.util
+import logging
+import os
+
+import torch
+import torch.distributed
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from detectron2.utils.env import seed_all_rng
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventWriter,
+    JSONWriter,
+    TensorboardXWriter,
+)
+from detectron2.utils.logger import setup_logger
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from offseg_d2.checkpoint import write_atomically
+
+logger = logging.getLogger(__name__)
+
+_BATCH_NORMS = ("SyncBN", "BN")
+_AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
+    """Start a run: loggers, device, seed, and ``OUTPUT_DIR/config.yaml``.
+
+    Args:
+        cfg: configuration, not changed.
+        args: command line, as of Detectron2's ``default_argument_parser``.
+
+    Returns:
+        frozen configuration with the device and seed that are really used.
+    """
+    cfg = cfg.clone()
+    cfg.defrost()
+    rank = comm.get_rank()
+    for name in ("fvcore", "detectron2", "offseg_d2"):
+        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    logger.info("Process %d of %d", rank, comm.get_world_size())
+    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Command line: %s", args)
+    cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+    if cfg.SEED < 0:
+        cfg.SEED = comm.shared_random_seed()
+        logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)
+    cfg.freeze()
+    seed_all_rng(cfg.SEED + rank)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    logger.info("Configuration:\n%s", cfg.dump())
+    path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    # An evaluation must not replace the configuration that a run was trained with.
+    if comm.is_main_process() and not (args.eval_only and os.path.exists(path)):
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+    return cfg
+
+
+def available_device(name: str) -> str:
+    """``name``, or "cpu" with a warning where it asks for CUDA and there is none.
+
+    Detectron2 stops with torch's error instead; here the same command runs on any machine.
+    """
+    if not name.startswith("cuda") or torch.cuda.is_available():
+        return name
+    logger.warning("`MODEL.DEVICE` is %r, but CUDA is not available: using the CPU.", name)
+    return "cpu"
+
+
+def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
+    """Type of mixed precision that ``SOLVER.AMP`` asks for; None without it.
+
+    Off CUDA float16 becomes bfloat16, because gradient scaling is for CUDA only.
+
+    Raises:
+        ValueError: if ``SOLVER.AMP.DTYPE`` is unknown.
+    """
+    name = cfg.SOLVER.AMP.DTYPE
+    if name not in _AMP_DTYPES:
+        raise ValueError(
+            f"`SOLVER.AMP.DTYPE` must be one of {sorted(_AMP_DTYPES)}, but is {name!r}."
+        )
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    if name == "float16" and device.type != "cuda":
+        logger.warning("`SOLVER.AMP.DTYPE` is 'float16' on %s: using bfloat16.", device.type)
+        name = "bfloat16"
+    logger.info("Mixed precision: %s", name)
+    return _AMP_DTYPES[name]
+
+
+def configure_batch_norm(model: nn.Module, cfg: CfgNode) -> nn.Module:
+    """Make the model's plain batch norms synchronised where that is wanted and possible.
+
+    Models are built with ``nn.BatchNorm2d``. ``nn.SyncBatchNorm`` works on CUDA only (Detectron2
+    builds it on any device and then fails in the first forward pass) and is the same as the plain
+    one with a single process.
+
+    Raises:
+        ValueError: if ``MODEL.BATCH_NORM`` is unknown.
+    """
+    wanted = cfg.MODEL.BATCH_NORM
+    if wanted not in _BATCH_NORMS:
+        raise ValueError(
+            f"`MODEL.BATCH_NORM` must be one of {list(_BATCH_NORMS)}, but is {wanted!r}."
+        )
+    number = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    if wanted == "SyncBN" and on_cuda and comm.get_world_size() > 1:
+        logger.info("%d batch norms, synchronised over all processes", number)
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    logger.info("%d batch norms, plain (`MODEL.BATCH_NORM` is %s)", number, wanted)
+    return model
+
+
+def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """Wrap the model for several processes; with one process it is returned as it is.
+
+    Detectron2's function of this name always passes ``device_ids``, which fails on the CPU.
+    """
+    if comm.get_world_size() == 1:
+        return model
+    device_ids = [comm.get_local_rank()] if device.type == "cuda" else None
+    return DistributedDataParallel(
+        model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=False
+    )
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Give every process the buffers (batch norm statistics) of the main one.
+
+    They differ where batch norms are not synchronised. The main process writes the checkpoints, so
+    its buffers are the ones to evaluate with.
+    """
+    if comm.get_world_size() > 1:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
+def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
+    """Progress lines with the time left, ``metrics.json``, and TensorBoard if it is installed."""
+    os.makedirs(output_dir, exist_ok=True)
+    writers: list[EventWriter] = [
+        CommonMetricPrinter(max_iter),
+        JSONWriter(os.path.join(output_dir, "metrics.json")),
+    ]
+    if importlib.util.find_spec("tensorboard") is not None:
+        writers.append(TensorboardXWriter(output_dir))
+    return writers

@@ -1,0 +1,213 @@
+"""Hooks of the training loop: learning rate, checkpoints, evaluation, stopping on a signal.
+
+Detectron2's own hooks remain in use where they fit (``IterationTimer``, ``PeriodicWriter``).
+"""
+
+import logging
+import math
+import os
+import signal
+from collections.abc import Callable, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
+
+logger = logging.getLogger(__name__)
+
+BEST_CHECKPOINT = "model_best"
+
+# Writes a checkpoint of the given name (without ending); `resumable` as in SafeCheckpointer.save.
+SaveCheckpoint = Callable[..., None]
+
+
+class LearningRateHook(HookBase):
+    """Steps the schedule after every iteration and logs the rate of each parameter group."""
+
+    def __init__(self, optimizer: Optimizer, scheduler: LRScheduler) -> None:
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+
+    def after_step(self) -> None:
+        groups = self.optimizer.param_groups
+        self.trainer.storage.put_scalar("lr", groups[0]["lr"], smoothing_hint=False)
+        for index, group in enumerate(groups[1:], start=1):
+            name = f"lr_{group.get('name', index)}"
+            self.trainer.storage.put_scalar(name, group["lr"], smoothing_hint=False)
+        self.scheduler.step()
+
+
+class CheckpointHook(HookBase):
+    """Writes a checkpoint every ``period`` iterations, and ``model_final`` after the last."""
+
+    def __init__(self, save: SaveCheckpoint, period: int) -> None:
+        if period < 1:
+            raise ValueError(f"`SOLVER.CHECKPOINT_PERIOD` must be at least 1, but is {period!r}.")
+        self.save = save
+        self.period = period
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.max_iter - 1:
+            self.save("model_final")
+        elif (self.trainer.iter + 1) % self.period == 0:
+            self.save(periodic_name(self.trainer.iter))
+
+
+def periodic_name(iteration: int) -> str:
+    """Name of the checkpoint after the 0-based ``iteration``, as Detectron2 writes it."""
+    return f"model_{iteration:07d}"
+
+
+class EvaluationHook(HookBase):
+    """Evaluates every ``period`` iterations and after the last, and keeps the best model.
+
+    Args:
+        evaluate: returns nested results, ``{"sem_seg": {"mIoU": ...}}``; runs on all processes.
+        period: iterations between two evaluations, 0 evaluates only at the end.
+        save: writes a checkpoint.
+        best_metric: "task/key" whose highest value decides which model is ``model_best``; "" keeps
+            none.
+        output_dir: directory in which ``model_best`` lies.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], Mapping[str, Any]],
+        period: int,
+        save: SaveCheckpoint,
+        best_metric: str,
+        output_dir: str,
+    ) -> None:
+        self.evaluate = evaluate
+        self.period = period
+        self.save = save
+        self.best_metric = best_metric
+        self.best_path = os.path.join(output_dir, f"{BEST_CHECKPOINT}.pth")
+        self.best_value = -math.inf
+
+    def before_train(self) -> None:
+        if self.trainer.start_iter > 0 and self.best_metric and comm.is_main_process():
+            self._read_best_value()
+
+    def _read_best_value(self) -> None:
+        # The file itself says what it achieved: the last checkpoint may be older than it.
+        if not os.path.isfile(self.best_path):
+            return
+        try:
+            best = load_checkpoint_file(self.best_path).get("best", {})
+        except CheckpointError as error:
+            logger.warning("%s The best model is chosen anew.", error)
+            return
+        if best.get("metric") == self.best_metric:
+            self.best_value = best["value"]
+            logger.info("Best %s so far: %.4f", self.best_metric, self.best_value)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self._evaluate(self.trainer.iter)
+
+    def after_train(self) -> None:
+        # After a failure or a signal `iter` has not reached the end.
+        if self.trainer.iter >= self.trainer.max_iter:
+            self._evaluate(self.trainer.max_iter - 1)
+
+    def _evaluate(self, iteration: int) -> None:
+        results = flatten_results_dict(self.evaluate() or {})
+        finite = {key: value for key, value in results.items() if math.isfinite(value)}
+        for key, value in finite.items():
+            self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
+        if comm.is_main_process() and results and self.best_metric:
+            self._keep_best(results, iteration)
+        # Processes finish evaluating at different times; start the next iteration together.
+        comm.synchronize()
+
+    def _keep_best(self, results: Mapping[str, float], iteration: int) -> None:
+        if self.best_metric not in results:
+            logger.warning(
+                "`SOLVER.BEST_METRIC` must be one of %s, but is %r: no best model is kept.",
+                [key for key in results if "-" not in key],
+                self.best_metric,
+            )
+            return
+        value = results[self.best_metric]
+        if not value > self.best_value:
+            logger.info(
+                "%s %.4f is not above the best, %.4f", self.best_metric, value, self.best_value
+            )
+            return
+        self.best_value = value
+        best = {"metric": self.best_metric, "value": value, "iteration": iteration}
+        self.save(BEST_CHECKPOINT, resumable=False, best=best)
+        logger.info("Best %s: %.4f after iteration %d", self.best_metric, value, iteration)
+
+
+class StopOnSignalHook(HookBase):
+    """On SIGTERM or SIGINT: finish the iteration, write a checkpoint, exit.
+
+    All processes stop after the same iteration, whichever of them got the signal. Between two
+    iterations (evaluation) the checkpoint is written at once. A second signal of the same kind
+    acts as it would without this hook. To be registered after the hooks that complete the state
+    of an iteration (schedule, checkpoint) and before the evaluation.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self, save: SaveCheckpoint, device: torch.device) -> None:
+        self.save = save
+        self.device = device
+        self._received = 0
+        self._in_iteration = True
+        self._previous: dict[int, Any] = {}
+
+    def before_train(self) -> None:
+        for number in self.SIGNALS:
+            try:
+                previous = signal.signal(number, self._handle)
+            except ValueError:  # only the main thread may; the caller then keeps its own handling
+                return
+            self._previous[number] = previous or signal.SIG_DFL
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        signal.signal(number, self._previous[number])
+        if self._in_iteration:
+            self._received = number
+        else:
+            self._stop(number)
+
+    def before_step(self) -> None:
+        self._in_iteration = True
+
+    def after_step(self) -> None:
+        number = self._agree()
+        if number:
+            self._stop(number)
+        self._in_iteration = False
+
+    def _agree(self) -> int:
+        """The highest signal that any process received, 0 for none."""
+        if comm.get_world_size() == 1:
+            return self._received
+        received = torch.tensor(self._received, device=self.device)
+        torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
+        return int(received)
+
+    def _stop(self, number: int) -> None:
+        iteration = self.trainer.iter
+        if iteration < self.trainer.max_iter - 1:
+            self.save(periodic_name(iteration))
+        name = signal.Signals(number).name
+        logger.warning("Stopped by %s after iteration %d; go on with --resume.", name, iteration)
+        # The exit status that a shell shows for a process ended by this signal.
+        raise SystemExit(128 + number)
+
+    def after_train(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,221 @@
+"""The training iteration: accumulate gradients, check the loss, clip, step.
+
+Written anew on Detectron2's ``TrainerBase`` because its ``AMPTrainer`` requires CUDA, cannot
+accumulate gradients and notices a NaN loss only after the weights have been updated with it.
+"""
+
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from detectron2.engine import TrainerBase
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from offseg_d2.data import DataFileError
+from offseg_d2.solver import GradientClipper
+
+logger = logging.getLogger(__name__)
+
+Batch = list[dict[str, Any]]
+
+
+class TrainLoop(TrainerBase):
+    """Iterations of training with gradient accumulation and mixed precision.
+
+    All random numbers of iteration ``i`` (drop path, dropout, ...) are a function of the seed,
+    ``i`` and the rank. A resumed run therefore equals an uninterrupted one without saving generator
+    states, with evaluations in between or not.
+
+    Args:
+        model: returns a dict of scalar losses for a batch, in training mode.
+        optimizer: optimizer of the model's parameters.
+        data_loader: endless batches (lists of dicts); may be set later as ``data_loader``.
+        device: device the model is on.
+        amp_dtype: type of autocast; None computes in the parameters' precision.
+        accumulation_steps: batches whose gradients are averaged into one optimizer step.
+        clip_gradients: clips the gradients and returns their norm, if there is one.
+        seed: non-negative seed of the run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        data_loader: Iterable[Batch] | None = None,
+        *,
+        device: torch.device,
+        amp_dtype: torch.dtype | None = None,
+        accumulation_steps: int = 1,
+        clip_gradients: GradientClipper | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if accumulation_steps < 1:
+            raise ValueError(
+                f"`SOLVER.ACCUMULATION_STEPS` must be at least 1, but is {accumulation_steps!r}."
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.data_loader = data_loader
+        self.device = device
+        self.amp_dtype = amp_dtype
+        self.accumulation_steps = accumulation_steps
+        self.clip_gradients = clip_gradients
+        self.seed = seed
+        # Half precision loses small gradients unless the loss is scaled up; bfloat16 does not.
+        self.grad_scaler = torch.amp.GradScaler(
+            device.type, enabled=amp_dtype is torch.float16 and device.type == "cuda"
+        )
+        self._batches: Iterator[Batch] | None = None
+
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """Run the iterations ``start_iter .. max_iter - 1``.
+
+        As ``TrainerBase.train``, but what a user can mend (a NaN loss, an unreadable image) is
+        logged as one sentence, without the stack of calls.
+        """
+        self.model.train()
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                self.iter = max_iter  # what tells `after_train` that nothing failed
+            except (FloatingPointError, DataFileError) as error:
+                logger.error("Training stopped in iteration %d: %s", self.iter, error)
+                raise
+            except Exception:
+                logger.exception("Training failed in iteration %d:", self.iter)
+                raise
+            finally:
+                self.after_train()
+
+    def run_step(self) -> None:
+        """One iteration.
+
+        Raises:
+            FloatingPointError: if a loss is NaN or infinite, naming the iteration and the images;
+                the weights are those of the iteration before.
+        """
+        assert self.model.training, "the model was left in evaluation mode"
+        seed_iteration(self.seed, self.iter, comm.get_rank())
+        self.optimizer.zero_grad(set_to_none=True)
+        data_time = 0.0
+        batches: list[Batch] = []
+        losses: list[dict[str, Tensor]] = []
+        for step in range(self.accumulation_steps):
+            start = time.perf_counter()
+            batches.append(self._next_batch())
+            data_time += time.perf_counter() - start
+            is_last = step == self.accumulation_steps - 1
+            losses.append(self._forward_backward(batches[-1], synchronise=is_last))
+        means = self._check_losses(losses, batches)
+        gradient_norm = self._update()
+        self._write_metrics(means, data_time, gradient_norm)
+
+    def _next_batch(self) -> Batch:
+        if self._batches is None:
+            assert self.data_loader is not None, "no data loader was set"
+            self._batches = iter(self.data_loader)
+        return next(self._batches)
+
+    def _forward_backward(self, batch: Batch, *, synchronise: bool) -> dict[str, Tensor]:
+        """Add the gradients of one batch; returns its losses, detached."""
+        no_sync = not synchronise and isinstance(self.model, DistributedDataParallel)
+        with self.model.no_sync() if no_sync else contextlib.nullcontext():
+            with torch.autocast(
+                self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+            ):
+                losses = self.model(batch)
+            total = sum(losses.values()) / self.accumulation_steps
+            self.grad_scaler.scale(total).backward()
+        return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _check_losses(
+        self, losses: list[dict[str, Tensor]], batches: list[Batch]
+    ) -> dict[str, float]:
+        """Mean of each loss over the batches and processes.
+
+        One reduction serves the log and the check: a sum is finite only if all its terms are, so
+        every process stops where one has a bad loss.
+        """
+        names = sorted(losses[0])
+        own = torch.stack([torch.stack([loss[name] for name in names]) for loss in losses])
+        mean = own.mean(dim=0)
+        if comm.get_world_size() > 1:
+            torch.distributed.all_reduce(mean)
+            mean /= comm.get_world_size()
+        means = dict(zip(names, mean.tolist(), strict=True))
+        if not all(np.isfinite(value) for value in means.values()):
+            self._refuse_losses(means, own, batches)
+        return means
+
+    def _refuse_losses(self, means: dict[str, float], own: Tensor, batches: list[Batch]) -> None:
+        finite = own.isfinite().all(dim=1).tolist()
+        own_files = [
+            str(record.get("file_name", "a sample without file name"))
+            for batch, good in zip(batches, finite, strict=True)
+            for record in batch
+            if not good
+        ]
+        files = [name for part in comm.all_gather(own_files) for name in part]
+        shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        raise FloatingPointError(
+            f"The loss of iteration {self.iter} is not finite ({shown}); "
+            f"the weights were not updated. Images of the batch: {', '.join(files)}."
+        )
+
+    def _update(self) -> float | None:
+        """Clip the gradients and step; returns their norm before clipping if it is known."""
+        gradient_norm = None
+        if self.clip_gradients is not None:
+            self.grad_scaler.unscale_(self.optimizer)
+            norm = self.clip_gradients(
+                parameter
+                for group in self.optimizer.param_groups
+                for parameter in group["params"]
+                if parameter.grad is not None
+            )
+            gradient_norm = None if norm is None else float(norm)
+        # Scaled gradients may overflow; the scaler then skips the step and lowers the scale.
+        may_overflow = self.grad_scaler.is_enabled()
+        if gradient_norm is not None and not np.isfinite(gradient_norm) and not may_overflow:
+            raise FloatingPointError(
+                f"The gradient norm of iteration {self.iter} is {gradient_norm}; "
+                "the weights were not updated."
+            )
+        self.grad_scaler.step(self.optimizer)
+        self.grad_scaler.update()
+        return gradient_norm
+
+    def _write_metrics(
+        self, losses: Mapping[str, float], data_time: float, gradient_norm: float | None
+    ) -> None:
+        self.storage.put_scalar("data_time", data_time)
+        self.storage.put_scalar("total_loss", sum(losses.values()))
+        self.storage.put_scalars(**losses)
+        if gradient_norm is not None and np.isfinite(gradient_norm):
+            self.storage.put_scalar("gradient_norm", gradient_norm)
+        if self.grad_scaler.is_enabled():
+            self.storage.put_scalar("grad_scale", self.grad_scaler.get_scale())
+
+
+def seed_iteration(seed: int, iteration: int, rank: int) -> None:
+    """Seed Python, numpy and torch for one iteration of one process."""
+    mixed = int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)
+    torch.manual_seed(mixed)

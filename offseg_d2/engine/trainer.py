@@ -1,0 +1,295 @@
+"""Training and evaluation of a configuration, with the interface of Detectron2's DefaultTrainer."""
+
+import logging
+import os
+import platform
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import detectron2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import IterationTimer, PeriodicWriter
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from torch import nn
+
+import offseg_d2.modeling  # noqa: F401  (registers the models)
+from offseg_d2 import solver
+from offseg_d2.checkpoint import SafeCheckpointer
+from offseg_d2.data import (
+    build_lut,
+    build_test_loader,
+    build_train_loader,
+    label_map_of,
+    read_label_map,
+)
+from offseg_d2.evaluation import SemSegEvaluator
+from offseg_d2.version import __version__
+
+from .defaults import (
+    autocast_dtype,
+    broadcast_buffers,
+    configure_batch_norm,
+    create_ddp_model,
+    default_writers,
+)
+from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopOnSignalHook
+from .train_loop import Batch, TrainLoop
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(TrainLoop):
+    """Everything a training run consists of, built from the configuration.
+
+    ::
+
+        trainer = Trainer(cfg)
+        trainer.resume_or_load(resume=args.resume)
+        results = trainer.train()
+
+    Attributes:
+        cfg: configuration; its ``SEED`` is not negative any more.
+        scheduler: learning-rate schedule.
+        checkpointer: writes and reads ``OUTPUT_DIR/*.pth``.
+        start_iter: iteration that :meth:`train` begins with.
+
+    Raises:
+        ValueError: if a key of the configuration has an impossible value.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        cfg = cfg.clone()
+        if cfg.SEED < 0:
+            cfg.defrost()
+            cfg.SEED = comm.shared_random_seed()
+            cfg.freeze()
+        device = torch.device(cfg.MODEL.DEVICE)
+        model = self.build_model(cfg)
+        optimizer = solver.build_optimizer(cfg, model)
+        super().__init__(
+            create_ddp_model(model, device),
+            optimizer,
+            device=device,
+            amp_dtype=autocast_dtype(cfg, device),
+            accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
+            clip_gradients=solver.build_gradient_clipper(cfg),
+            seed=cfg.SEED,
+        )
+        self.cfg = cfg
+        self.scheduler = solver.build_lr_scheduler(cfg, optimizer)
+        self.start_iter, self.max_iter = 0, cfg.SOLVER.MAX_ITER
+        self.checkpointer = self.build_checkpointer(
+            cfg,
+            self.model,
+            optimizer=optimizer,
+            scheduler=self.scheduler,
+            grad_scaler=_GradScalerState(self.grad_scaler),
+        )
+        self.last_results: Mapping[str, Any] = {}
+        self._last_saved = ""
+        self.register_hooks(self.build_hooks())
+
+    # ------------------------------------------------------------------ parts, to be overridden
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """The model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``."""
+        model = configure_batch_norm(build_model(cfg), cfg)
+        values = sum(parameter.numel() for parameter in model.parameters())
+        logger.info("Model %s with %d parameters", cfg.MODEL.META_ARCHITECTURE, values)
+        return model
+
+    @classmethod
+    def build_checkpointer(
+        cls, cfg: CfgNode, model: nn.Module, **checkpointables: Any
+    ) -> SafeCheckpointer:
+        """Reads ``MODEL.WEIGHTS`` of any known origin, writes to ``OUTPUT_DIR``."""
+        return SafeCheckpointer(
+            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.KEEP_CHECKPOINTS, **checkpointables
+        )
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Iterable[Batch]:
+        """Endless batches, the first one that of iteration ``start_iter``."""
+        return build_train_loader(cfg, start_iter)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Batch]:
+        """Each image of the data set once, over all processes."""
+        return build_test_loader(cfg, dataset_name)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Evaluator of a data set registered in Detectron2's catalogs."""
+        metadata = MetadataCatalog.get(dataset_name)
+        lut = build_lut(label_map_of(metadata))
+        label_files = {
+            record["file_name"]: record["sem_seg_file_name"]
+            for record in DatasetCatalog.get(dataset_name)
+        }
+        output_dir = None
+        if cfg.TEST.SEM_SEG.SAVE_PREDICTIONS:
+            output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
+        return SemSegEvaluator(
+            metadata.stuff_classes,
+            metadata.ignore_label,
+            lambda record: read_label_map(label_files[record["file_name"]], lut),
+            absent_classes=cfg.TEST.SEM_SEG.ABSENT_CLASSES,
+            output_dir=output_dir,
+        )
+
+    def build_hooks(self) -> list[HookBase]:
+        """Hooks in the order of their action after an iteration."""
+        cfg = self.cfg
+        if cfg.SOLVER.LOG_PERIOD < 1:
+            raise ValueError(
+                f"`SOLVER.LOG_PERIOD` must be at least 1, but is {cfg.SOLVER.LOG_PERIOD!r}."
+            )
+        hooks = [
+            IterationTimer(),
+            LearningRateHook(self.optimizer, self.scheduler),
+            CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
+            StopOnSignalHook(self.save_checkpoint, self.device),
+        ]
+        if cfg.DATASETS.TEST:
+            best_metric = cfg.SOLVER.BEST_METRIC
+            if best_metric and len(cfg.DATASETS.TEST) > 1:  # then the first one decides
+                best_metric = f"{cfg.DATASETS.TEST[0]}/{best_metric}"
+            hooks.append(
+                EvaluationHook(
+                    self._evaluate,
+                    cfg.TEST.EVAL_PERIOD,
+                    self.save_checkpoint,
+                    best_metric,
+                    cfg.OUTPUT_DIR,
+                )
+            )
+        if comm.is_main_process():
+            writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
+            hooks.append(PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+        return hooks
+
+    # ------------------------------------------------------------------ run
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and begin at iteration 0.
+
+        Args:
+            resume: whether to look for a checkpoint; without one the run begins anew.
+
+        Raises:
+            FileNotFoundError, CheckpointError: if the file cannot be used.
+        """
+        self.checkpointer.clean_temporary_files()
+        data = self.checkpointer.resume() if resume else None
+        if data is None:
+            if resume:
+                logger.info("%s holds no checkpoint: the run begins anew.", self.cfg.OUTPUT_DIR)
+            elif self.checkpointer.has_checkpoint():
+                logger.warning("%s holds checkpoints of an earlier run.", self.cfg.OUTPUT_DIR)
+            self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            return
+        self.start_iter = data["iteration"] + 1
+        # The run's own seed, so that data and random numbers go on as they would have.
+        self.seed = data.get("seed", self.seed)
+        self.cfg.defrost()
+        self.cfg.SEED = self.seed
+        self.cfg.freeze()
+        logger.info("Continuing at iteration %d with the seed %d", self.start_iter, self.seed)
+
+    def train(self) -> Mapping[str, Any]:  # type: ignore[override]
+        """Train to ``SOLVER.MAX_ITER`` and evaluate.
+
+        Returns:
+            results of the last evaluation, as :meth:`test` returns them.
+        """
+        if self.start_iter < self.max_iter:
+            self.data_loader = self.build_train_loader(self.cfg, self.start_iter)
+        else:
+            logger.info("Training is complete already: %d iterations are done.", self.start_iter)
+        super().train(self.start_iter, self.max_iter)
+        return self.last_results
+
+    def save_checkpoint(self, name: str, *, resumable: bool = True, **extra: Any) -> None:
+        """Write ``OUTPUT_DIR/<name>.pth`` as the state after the current iteration."""
+        if resumable and name == self._last_saved:
+            return
+        self.checkpointer.save(
+            name,
+            resumable=resumable,
+            iteration=min(self.iter, self.max_iter - 1),
+            seed=self.seed,
+            cfg=self.cfg.dump(),
+            versions=software_versions(),
+            **extra,
+        )
+        if resumable:
+            self._last_saved = name
+
+    def _evaluate(self) -> Mapping[str, Any]:
+        broadcast_buffers(self.model)
+        self.last_results = self.test(self.cfg, self.checkpointer.model)
+        return self.last_results
+
+    @classmethod
+    def test(
+        cls,
+        cfg: CfgNode,
+        model: nn.Module,
+        evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
+    ) -> OrderedDict[str, Any]:
+        """Evaluate a model with its current weights on ``DATASETS.TEST``.
+
+        Args:
+            cfg: configuration.
+            model: model, left in the mode it is in.
+            evaluators: one for each data set; None builds them.
+
+        Returns:
+            on the main process ``{"sem_seg": {"mIoU": ..., ...}}`` in percent for one data set,
+            ``{data set: {"sem_seg": ...}}`` for several; empty on other processes.
+        """
+        if isinstance(evaluators, DatasetEvaluator):
+            evaluators = [evaluators]
+        results: OrderedDict[str, Any] = OrderedDict()
+        for index, name in enumerate(cfg.DATASETS.TEST):
+            loader = cls.build_test_loader(cfg, name)
+            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
+            result = inference_on_dataset(model, loader, evaluator)
+            if comm.is_main_process():
+                results[name] = result
+                logger.info("Results on %s:", name)
+                print_csv_format(result)
+        return results[name] if len(results) == 1 else results
+
+
+class _GradScalerState:
+    """State of a gradient scaler that may be switched on or off between a run and its resuming."""
+
+    def __init__(self, grad_scaler: torch.amp.GradScaler) -> None:
+        self.grad_scaler = grad_scaler
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.grad_scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:  # empty: the run so far was without
+            self.grad_scaler.load_state_dict(state)
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that a checkpoint was written with."""
+    return {
+        "offseg_d2": __version__,
+        "detectron2": detectron2.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

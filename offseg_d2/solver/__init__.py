@@ -1,0 +1,29 @@
+"""Optimizer, parameter groups, learning-rate schedule and gradient clipping."""
+
+from .build import GradientClipper, build_gradient_clipper, build_lr_scheduler, build_optimizer
+from .lr_schedule import WarmupPolyLR, linear_warmup_factor, poly_factor, warmup_poly_factor
+from .param_groups import (
+    DEFAULT_RULES,
+    PARAM_GROUP_RULES,
+    ParamGroupRule,
+    assign_rules,
+    build_param_groups,
+    rules_for_backbone,
+)
+
+__all__ = [
+    "DEFAULT_RULES",
+    "PARAM_GROUP_RULES",
+    "GradientClipper",
+    "ParamGroupRule",
+    "WarmupPolyLR",
+    "assign_rules",
+    "build_gradient_clipper",
+    "build_lr_scheduler",
+    "build_optimizer",
+    "build_param_groups",
+    "linear_warmup_factor",
+    "poly_factor",
+    "rules_for_backbone",
+    "warmup_poly_factor",
+]

@@ -1,0 +1,156 @@
+"""Parameter groups of the optimizer as an ordered table of rules.
+
+A rule is a full pattern on parameter names. The first rule that matches decides alone; parameters
+without a rule get the base learning rate and weight decay. A rule that matches no parameter is an
+error, because a misspelt pattern would otherwise go unnoticed for a whole training run.
+
+The default table reproduces the groups of the authors' training runs: everything in the head,
+its norms and biases included, learns faster with the usual weight decay; so do the talking heads
+of EfficientFormerV2; the backbone's layers *named* norm have no weight decay, whereas batch norms
+with other names (``bn``, members of a sequence) do.
+"""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+BASE_GROUP = "base"
+
+
+@dataclass(frozen=True)
+class ParamGroupRule:
+    """One row of a table.
+
+    Attributes:
+        name: name of the group in logs and metrics.
+        pattern: regular expression that has to match the whole dotted parameter name.
+        lr_factor: factor on the base learning rate: a number, or the name of a key in
+            ``cfg.SOLVER`` that holds it.
+        weight_decay: weight decay of the group; None means the base one.
+        optional: whether the rule may match nothing.
+    """
+
+    name: str
+    pattern: str
+    lr_factor: float | str = 1.0
+    weight_decay: float | None = None
+    optional: bool = False
+
+
+HEAD_RULE = ParamGroupRule("head", r"sem_seg_head\..+", lr_factor="HEAD_LR_FACTOR")
+BACKBONE_NORM_RULE = ParamGroupRule(
+    "backbone_norm",
+    r"backbone\.(.+\.)?(norm|norm1|norm2|mid_norm)\.(weight|bias)",
+    weight_decay=0.0,
+)
+TALKING_HEAD_RULE = ParamGroupRule(
+    "talking_heads",
+    r"backbone\..+\.talking_head[12]\.(weight|bias)",
+    lr_factor="HEAD_LR_FACTOR",
+)
+
+DEFAULT_RULES: tuple[ParamGroupRule, ...] = (HEAD_RULE, BACKBONE_NORM_RULE)
+
+# Tables of backbones that need another one than DEFAULT_RULES, by MODEL.BACKBONE.NAME.
+PARAM_GROUP_RULES: dict[str, tuple[ParamGroupRule, ...]] = {
+    "EfficientFormerV2": (HEAD_RULE, TALKING_HEAD_RULE, BACKBONE_NORM_RULE),
+}
+
+
+def rules_for_backbone(backbone_name: str) -> tuple[ParamGroupRule, ...]:
+    """Table of the backbone registered as ``backbone_name``."""
+    return PARAM_GROUP_RULES.get(backbone_name, DEFAULT_RULES)
+
+
+def assign_rules(
+    names: Iterable[str], rules: Sequence[ParamGroupRule]
+) -> dict[str, ParamGroupRule | None]:
+    """The rule that decides for each parameter name; None where the base values hold.
+
+    Raises:
+        ValueError: if a rule that is not optional matches none of the names, or decides for none
+            because rules above it take all it matches.
+    """
+    patterns = [(rule, re.compile(rule.pattern)) for rule in rules]
+    assigned = {
+        name: next((rule for rule, pattern in patterns if pattern.fullmatch(name)), None)
+        for name in names
+    }
+    used = {rule.name for rule in assigned.values() if rule is not None}
+    for rule in rules:
+        if rule.name not in used and not rule.optional:
+            raise ValueError(
+                f"Parameter group rule {rule.name!r} must decide for at least one parameter, "
+                f"but its pattern {rule.pattern!r} decides for none."
+            )
+    return assigned
+
+
+def build_param_groups(
+    model: nn.Module,
+    rules: Sequence[ParamGroupRule],
+    *,
+    base_lr: float,
+    weight_decay: float,
+    lr_factors: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters of ``model`` into optimizer groups, each in exactly one.
+
+    Args:
+        model: model whose parameter names the rules are about.
+        rules: ordered table, first match wins.
+        base_lr: learning rate that the rules' factors multiply.
+        weight_decay: weight decay of rules that name none, and of parameters without a rule.
+        lr_factors: values of the factors that rules refer to by name.
+
+    Returns:
+        Groups with keys ``name``, ``params``, ``lr`` and ``weight_decay``, the base group first,
+        then in the order of the table; groups without trainable parameters are left out.
+    """
+    parameters = dict(model.named_parameters())
+    assigned = assign_rules(parameters, rules)
+    groups: dict[str, dict[str, Any]] = {
+        BASE_GROUP: {"params": [], "lr": base_lr, "weight_decay": weight_decay}
+    }
+    for rule in rules:
+        groups[rule.name] = {
+            "params": [],
+            "lr": base_lr * _lr_factor(rule, lr_factors or {}),
+            "weight_decay": weight_decay if rule.weight_decay is None else rule.weight_decay,
+        }
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            decided = assigned[name]
+            groups[BASE_GROUP if decided is None else decided.name]["params"].append(parameter)
+    result = [{"name": name, **group} for name, group in groups.items() if group["params"]]
+    _log_groups(result, frozen=sum(not p.requires_grad for p in parameters.values()))
+    return result
+
+
+def _lr_factor(rule: ParamGroupRule, lr_factors: Mapping[str, float]) -> float:
+    if not isinstance(rule.lr_factor, str):
+        return rule.lr_factor
+    if rule.lr_factor not in lr_factors:
+        raise ValueError(
+            f"Learning-rate factor of parameter group rule {rule.name!r} must be a number or one "
+            f"of {sorted(lr_factors)}, but is {rule.lr_factor!r}."
+        )
+    return float(lr_factors[rule.lr_factor])
+
+
+def _log_groups(groups: list[dict[str, Any]], frozen: int) -> None:
+    lines = [
+        f"  {group['name']}: {len(group['params'])} tensors, "
+        f"{sum(p.numel() for p in group['params'])} values, "
+        f"lr {group['lr']:g}, weight decay {group['weight_decay']:g}"
+        for group in groups
+    ]
+    if frozen:
+        lines.append(f"  not trained: {frozen} tensors")
+    logger.info("Parameter groups:\n%s", "\n".join(lines))

@@ -1,0 +1,107 @@
+"""Choices by machine: device, precision, batch norm, and the files of a run."""
+
+import argparse
+import logging
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from torch import nn
+
+from offseg_d2.config import load_config
+from offseg_d2.engine import (
+    autocast_dtype,
+    available_device,
+    configure_batch_norm,
+    create_ddp_model,
+    setup_run,
+)
+from offseg_d2.engine import defaults as engine_defaults
+
+
+def make_cfg(*options) -> CfgNode:
+    cfg = load_config("", ["MODEL.DEVICE", "cpu"])
+    cfg.merge_from_list(list(options))
+    return cfg
+
+
+def make_model() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+
+
+def test_cpu_takes_the_place_of_absent_cuda_with_a_warning(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert available_device("cuda") == "cpu"
+    assert available_device("cuda:1") == "cpu"
+    assert "using the CPU" in caplog.text
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert available_device("cuda:1") == "cuda:1"
+
+
+@pytest.mark.parametrize(
+    ("enabled", "name", "device", "expected"),
+    [
+        (False, "float16", "cuda", None),
+        (True, "float16", "cuda", torch.float16),
+        (True, "bfloat16", "cuda", torch.bfloat16),
+        (True, "bfloat16", "cpu", torch.bfloat16),
+        (True, "float16", "cpu", torch.bfloat16),
+    ],
+)
+def test_precision_is_chosen_by_key_and_device(enabled, name, device, expected):
+    cfg = make_cfg("SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", name)
+    assert autocast_dtype(cfg, torch.device(device)) is expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "world_size", "synchronised"),
+    [
+        ("SyncBN", "cuda", 2, True),
+        ("SyncBN", "cuda", 1, False),
+        ("SyncBN", "cpu", 2, False),
+        ("BN", "cuda", 2, False),
+    ],
+)
+def test_batch_norm_is_synchronised_only_where_wanted_and_possible(
+    monkeypatch, wanted, device, world_size, synchronised
+):
+    monkeypatch.setattr(engine_defaults.comm, "get_world_size", lambda: world_size)
+    cfg = make_cfg("MODEL.BATCH_NORM", wanted, "MODEL.DEVICE", device)
+    model = configure_batch_norm(make_model(), cfg)
+    assert isinstance(model[1], nn.SyncBatchNorm) == synchronised
+    assert list(model.state_dict()) == list(make_model().state_dict())
+
+
+def test_one_process_needs_no_wrapper():
+    model = make_model()
+    assert create_ddp_model(model, torch.device("cpu")) is model
+
+
+@pytest.fixture
+def quiet_loggers():
+    names = ("fvcore", "detectron2", "offseg_d2")
+    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    yield
+    for name in names:
+        logging.getLogger(name).handlers = before[name]
+        logging.getLogger(name).propagate = True
+
+
+def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_loggers, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    cfg = make_cfg("MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path))
+    args = argparse.Namespace(eval_only=False)
+    resolved = setup_run(cfg, args)
+    assert resolved.MODEL.DEVICE == "cpu"
+    assert resolved.SEED >= 0
+    assert resolved.is_frozen()
+    assert cfg.SEED == -1
+    written = load_config(str(tmp_path / "config.yaml"))
+    assert (written.MODEL.DEVICE, written.SEED) == ("cpu", resolved.SEED)
+    assert "Environment" in (tmp_path / "log.txt").read_text()
+
+
+def test_evaluation_keeps_the_configuration_of_the_run(tmp_path, quiet_loggers):
+    (tmp_path / "config.yaml").write_text("# trained with\n")
+    setup_run(make_cfg("OUTPUT_DIR", str(tmp_path)), argparse.Namespace(eval_only=True))
+    assert (tmp_path / "config.yaml").read_text() == "# trained with\n"

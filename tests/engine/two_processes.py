@@ -1,0 +1,104 @@
+"""What ``test_processes.py`` runs in two processes: ``python -m tests.engine.two_processes``."""
+
+import itertools
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from detectron2.engine import launch
+from detectron2.utils import comm
+
+from offseg_d2.engine import TrainLoop, broadcast_buffers
+from tests.engine.tiny import TinyTrainer, make_sample, make_trainer
+
+
+class RankTrainer(TinyTrainer):
+    """Each process has images of its own."""
+
+    @classmethod
+    def build_train_loader(cls, cfg, start_iter=0):
+        offset = 1000 * comm.get_rank()
+        return ([make_sample(cfg.SEED, offset + i)] for i in itertools.count(start_iter))
+
+
+def evaluate() -> dict:
+    def counted(evaluator, positions):
+        for position in positions:
+            record = make_sample(0, position)
+            sem_seg = make_sample(1, position)["sem_seg"]
+            evaluator.process([record], [{"sem_seg": sem_seg}])
+        return evaluator.evaluate()
+
+    evaluator = TinyTrainer.build_evaluator(None, "tiny_val")
+    # unequal shares: rank 0 has one image, rank 1 has two
+    metrics = counted(evaluator, [0] if comm.get_rank() == 0 else [1, 2])
+    alone = TinyTrainer.build_evaluator(None, "tiny_val")
+    alone.distributed = False
+    expected = counted(alone, [0, 1, 2])
+    pixels = comm.all_gather(int(evaluator._counts.sum()))
+    return {"metrics": metrics, "metrics_of_one_process": expected, "pixels": pixels}
+
+
+def train_and_stop(directory: str) -> dict:
+    def make():
+        torch.manual_seed(comm.get_rank())  # the wrapper has to make the weights equal
+        trainer = make_trainer(directory)
+        trainer.build_train_loader = RankTrainer.build_train_loader
+        return trainer
+
+    trainer = make()
+    run_step = trainer.run_step
+
+    def run_step_with_signal() -> None:
+        if trainer.iter == 4 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_step()
+
+    trainer.run_step = run_step_with_signal
+    status = None
+    try:
+        trainer.train()
+    except SystemExit as stop:
+        status = stop.code
+    comm.synchronize()
+    broadcast_buffers(trainer.model)
+    resumed = make()
+    resumed.resume_or_load(resume=True)
+    return {
+        "stopped_after": trainer.iter,
+        "status": status,
+        "resumed_at": resumed.start_iter,
+        "weights": [p.double().sum().item() for p in trainer.model.parameters()],
+        "buffers": [b.double().sum().item() for b in trainer.model.buffers()],
+    }
+
+
+def train_on_bad_loss() -> dict:
+    class Model(torch.nn.Linear):
+        def forward(self, batch):
+            return {"loss": super().forward(batch[0]["x"]).sum()}
+
+    model = torch.nn.parallel.DistributedDataParallel(Model(2, 1))
+    rank = comm.get_rank()
+    values = torch.full((2,), float("nan") if rank == 1 else 1.0)
+    batch = [{"x": values, "file_name": f"bad_of_rank_{rank}.png"}]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop(model, optimizer, [batch], device=torch.device("cpu"))
+    try:
+        loop.train(0, 1)
+    except FloatingPointError as error:
+        return {"error": str(error)}
+    return {"error": ""}
+
+
+def run(directory: str) -> None:
+    torch.set_num_threads(1)
+    report = {**evaluate(), **train_and_stop(directory), **train_on_bad_loss()}
+    (Path(directory) / f"rank_{comm.get_rank()}.json").write_text(json.dumps(report))
+
+
+if __name__ == "__main__":
+    launch(run, 2, dist_url=sys.argv[2], args=(sys.argv[1],))
