@@ -62,6 +62,7 @@ setup(
     extras_require={
         "dev": ["mypy", "pytest", "ruff"],
         "export": ["onnx", "onnxruntime"],
+        "timm": ["timm"],
         "video": ["av"],
     },
 )

@@ -20,6 +20,7 @@ _PUBLIC_NAMES: dict[str, str] = {
     "Trainer": "offseg_d2.engine",
     "add_offseg_config": "offseg_d2.config",
     "load_config": "offseg_d2.config",
+    "replace_classifier": "offseg_d2.modeling.replace_classifier",
 }
 
 __all__ = ["__version__", *_PUBLIC_NAMES]

@@ -62,6 +62,9 @@ def _add_model_keys(cfg: CN) -> None:
     # Initial value of the layer scales (1e-5 in the paper's ImageNet pre-training; training from
     # scratch within few iterations wants a larger one).
     cfg.MODEL.EFFICIENTFORMER_V2.LAYER_SCALE_INIT = 1e-5
+    # Start from the attention biases of ImageNet weights, resized to this model's tables; by
+    # default they are left out and the biases start at zero, as the authors' do.
+    cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES = False
 
     cfg.MODEL.MIT = CN()
     # "b0" to "b5".
@@ -75,9 +78,21 @@ def _add_model_keys(cfg: CN) -> None:
     # Largest stochastic depth rate; negative means the variant's own.
     cfg.MODEL.MSCAN.DROP_PATH_RATE = -1.0
 
+    cfg.MODEL.TIMM = CN()
+    # Network of `MODEL.BACKBONE.NAME` build_timm_backbone, by its name in timm.
+    cfg.MODEL.TIMM.NAME = ""
+    # Start from timm's own weights, which it downloads.
+    cfg.MODEL.TIMM.PRETRAINED = False
+    # Local file with weights in timm's names to start from, instead of downloading.
+    cfg.MODEL.TIMM.CHECKPOINT = ""
+    # [height, width] for networks that are built for one input size; empty for all others.
+    cfg.MODEL.TIMM.IMAGE_SIZE = []
+
     head = cfg.MODEL.SEM_SEG_HEAD
     # Last layer: "offset" (offset learning) or "plain" (dropout and 1x1 convolution).
     head.CLASSIFIER = "offset"
+    # Head of others that `MODEL.SEM_SEG_HEAD.NAME` HostHead gives that last layer.
+    head.HOST = "SemSegFPNHead"
     # Ablation switches of the offset classifier.
     head.CLASS_OFFSET = True
     head.FEATURE_OFFSET = True

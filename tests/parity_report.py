@@ -8,6 +8,7 @@ project does not build. Exit status 1 if anything fails.
 import argparse
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,6 +58,10 @@ def _print_case(path: Path) -> bool:
     except SkipCase as reason:
         print(f"{path.stem:58} {'':42} SKIP ({reason})", flush=True)
         return True
+    except Exception as error:  # one broken case must not hide the others
+        print(f"{path.stem:58} {'':42} FAIL ({type(error).__name__}: {error})", flush=True)
+        traceback.print_exc()
+        return False
     for row in rows:
         verdict = "PASS" if row.passed else "FAIL"
         remark = f"  ({row.remark})" if row.remark else ""

@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_CPU_CHUNK = 2**19  # output values that are worked on at once
+
 
 def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) -> Tensor:
     """Reassemble ``features`` with one k x k kernel for each output pixel.
@@ -49,9 +51,10 @@ def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) 
     dtype = torch.promote_types(features.dtype, kernels.dtype)
     out_dtype = features.dtype
     features, kernels = features.to(dtype), _split_sub_grids(kernels.to(dtype), scale)
-    if features.device.type == "cpu" and batch > 1:
-        # Sample by sample the maps stay in the cache; a GPU would rather see the whole batch.
-        pairs = zip(features.split(1), kernels.split(1), strict=True)
+    if features.device.type == "cpu":
+        # In small parts of the batch the maps stay in the cache; a GPU would rather see it whole.
+        samples = max(1, _CPU_CHUNK * batch // (features.numel() * scale * scale))
+        pairs = zip(features.split(samples), kernels.split(samples), strict=True)
         out = torch.cat([_apply(f, k, kernel_size) for f, k in pairs])
     else:
         out = _apply(features, kernels, kernel_size)
@@ -97,8 +100,7 @@ def _reassemble(features: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
     padded = F.pad(features, [kernel_size // 2] * 4)
     out = features.new_zeros(batch, kernels.shape[1], channels, height, width)
     for tap, view in enumerate(_tap_views(padded, kernel_size, height, width)):
-        for sub_grid in range(kernels.shape[1]):
-            out[:, sub_grid].addcmul_(view, kernels[:, sub_grid, tap, None])
+        out.addcmul_(view[:, None], kernels[:, :, tap, None])
     return out
 
 
@@ -124,8 +126,7 @@ class _Reassemble(torch.autograd.Function):
         grad_views = _tap_views(grad_padded, ctx.kernel_size, height, width)
         for tap, (view, grad_view) in enumerate(zip(views, grad_views, strict=True)):
             for sub_grid in range(kernels.shape[1]):
-                grad = grad_out[:, sub_grid]
-                grad_view.addcmul_(grad, kernels[:, sub_grid, tap, None])
-                grad_kernels[:, sub_grid, tap] = (grad * view).sum(1)
+                grad_view.addcmul_(grad_out[:, sub_grid], kernels[:, sub_grid, tap, None])
+            grad_kernels[:, :, tap] = (grad_out * view[:, None]).sum(2)
         grad_features = F.pad(grad_padded, [-m for m in margin])
         return grad_features, grad_kernels, None

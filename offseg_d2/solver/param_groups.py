@@ -13,7 +13,7 @@ with other names (``bn``, members of a sequence) do.
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -55,10 +55,13 @@ TALKING_HEAD_RULE = ParamGroupRule(
     lr_factor="HEAD_LR_FACTOR",
 )
 
-DEFAULT_RULES: tuple[ParamGroupRule, ...] = (HEAD_RULE, BACKBONE_NORM_RULE)
+# For backbones of others, whose norms may have any name.
+DEFAULT_RULES: tuple[ParamGroupRule, ...] = (HEAD_RULE, replace(BACKBONE_NORM_RULE, optional=True))
 
 # Tables of backbones that need another one than DEFAULT_RULES, by MODEL.BACKBONE.NAME.
 PARAM_GROUP_RULES: dict[str, tuple[ParamGroupRule, ...]] = {
+    "MiT": (HEAD_RULE, BACKBONE_NORM_RULE),
+    "MSCAN": (HEAD_RULE, BACKBONE_NORM_RULE),
     "EfficientFormerV2": (HEAD_RULE, TALKING_HEAD_RULE, BACKBONE_NORM_RULE),
 }
 

@@ -55,6 +55,10 @@ class ParityCase:
         """Names of the sampled tensors in the file."""
         return [k.removesuffix("__sample") for k in self.data if k.endswith("__sample")]
 
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Shape of the whole tensor that ``key`` is sampled from."""
+        return tuple(int(s) for s in self.data[f"{key}__shape"])
+
     def tolerance(self, key: str, default: float = DEFAULT_TOLERANCE) -> float:
         """Three times the reference's own noise, or ``default`` where it is not recorded."""
         noise = f"{key}__fp64diff"
@@ -63,7 +67,7 @@ class ParityCase:
     def compare(self, key: str, actual: Tensor, default: float = DEFAULT_TOLERANCE) -> Row:
         """Largest difference over the sampled entries."""
         array = actual.detach().double().numpy()
-        shape = tuple(int(s) for s in self.data[f"{key}__shape"])
+        shape = self.shape(key)
         if array.shape != shape:
             remark = f"shape {array.shape} instead of {shape}"
             return Row(self.name, key, float("inf"), 0.0, remark)

@@ -13,7 +13,7 @@ from offseg_d2.layers.freq_fusion import sample_with_offsets
 from offseg_d2.modeling.classifiers import OffsetClassifier
 from offseg_d2.modeling.offset_learning import OffsetLearning
 from tests.golden import parity_rules
-from tests.parity.case import ParityCase, Row, SkipCase, reference_weight
+from tests.parity.case import ParityCase, Row, reference_weight
 
 CLASSIFIER_PREFIX = "sem_seg_head.classifier."
 
@@ -41,13 +41,8 @@ def fill(module: nn.Module, prefix: str) -> dict[str, str]:
 
 def offset_classifier(case: ParityCase) -> Iterator[Row]:
     """A: the per-pixel classifier, in its fast form, with gradients."""
-    classes, dim, shape = {
-        "A_offset_learning": (150, 256, (2, 256, 64, 64)),
-        "A_offset_learning_small": (19, 64, (1, 64, 12, 20)),
-    }.get(case.name, (0, 0, ()))
-    if not shape:
-        raise SkipCase("the sizes of this case are not known")
-    classifier = OffsetClassifier(dim, classes)
+    classes, shape = case.shape("out")[1], case.shape("grad_x")
+    classifier = OffsetClassifier(shape[1], classes)
     names = fill(classifier, CLASSIFIER_PREFIX)
     pixels = case.tensor("x", shape).requires_grad_()
     out = classifier(pixels)
@@ -62,21 +57,23 @@ def offset_classifier(case: ParityCase) -> Iterator[Row]:
 
 def offset_masks(case: ParityCase) -> Iterator[Row]:
     """A: offsets between mask embeddings and mask features, readable and fast form."""
-    learning = OffsetLearning(256)
+    queries_shape, features_shape = case.shape("grad_mask_embed"), case.shape("grad_mask_features")
+    size = features_shape[2:]
+    learning = OffsetLearning(features_shape[1])
     names = fill(learning, CLASSIFIER_PREFIX + "offset_learning.")
     for form in ("readable", "fast"):
         learning.zero_grad()
-        queries = case.tensor("mask_embed", (2, 100, 256), 0.1).requires_grad_()
-        features = case.tensor("mask_features", (2, 256, 32, 48)).requires_grad_()
+        queries = case.tensor("mask_embed", queries_shape, 0.1).requires_grad_()
+        features = case.tensor("mask_features", features_shape).requires_grad_()
         pixels = features.flatten(2).mT
         if form == "readable":
             aligned_pixels, aligned_queries = learning(pixels, queries)
             yield case.compare("aligned_cls_repr", aligned_queries)
-            yield case.compare("aligned_img_feat", aligned_pixels.mT.unflatten(2, (32, 48)))
+            yield case.compare("aligned_img_feat", aligned_pixels.mT.unflatten(2, size))
             scores = aligned_pixels @ aligned_queries.mT
         else:
             scores = learning.scores(pixels, queries)
-        masks = scores.mT.unflatten(2, (32, 48))
+        masks = scores.mT.unflatten(2, size)
         tolerance = _scaled(case, "mask_pred")
         yield _remark(case.compare("mask_pred", masks, tolerance), form)
         (masks * case.tensor("fixed", tuple(masks.shape), 0.1)).sum().backward()

@@ -6,6 +6,8 @@ from offseg_d2.modeling.backbone.efficientformer_v2 import (
 )
 from offseg_d2.modeling.backbone.mit import MIT_VARIANTS, MiT
 from offseg_d2.modeling.backbone.mscan import MSCAN, MSCAN_VARIANTS
+from offseg_d2.modeling.backbone.timm_backbone import TimmBackbone, build_timm_backbone
+from offseg_d2.modeling.backbone.torchvision_backbone import TorchvisionMobileNetV2
 
 __all__ = [
     "EFFICIENTFORMER_V2_VARIANTS",
@@ -14,4 +16,7 @@ __all__ = [
     "MSCAN_VARIANTS",
     "EfficientFormerV2",
     "MiT",
+    "TimmBackbone",
+    "TorchvisionMobileNetV2",
+    "build_timm_backbone",
 ]

@@ -1,0 +1,109 @@
+"""Cuts the golden files of this folder: ``python -m tests.golden.make DIR``.
+
+DIR holds the full reference cases of the authors' code (about 13 MB, see ``tests.parity_report``);
+they are not part of the project. A golden file keeps their format and their name, which keys
+inputs and weights, but fewer tensors and fewer samples of each. A sample is every ``step``-th
+entry of the flattened tensor; taking every ``m``-th of them again gives step ``m * step``, with
+``m`` coprime to the tensor's sizes, so that all channels and positions stay covered.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from math import ceil, gcd, prod
+from pathlib import Path
+
+import numpy as np
+
+FOLDER = Path(__file__).parent
+EVERYTHING = ("*",)
+TENSOR_SUFFIXES = ("__shape", "__step", "__sample", "__stats", "__fp64diff")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What is kept of a case.
+
+    Attributes:
+        samples: at most about this many samples of each tensor.
+        tensors: patterns of the tensors that are kept.
+        others: patterns of the other entries that are kept, such as checksums.
+    """
+
+    samples: int
+    tensors: tuple[str, ...] = EVERYTHING
+    others: tuple[str, ...] = ()
+
+
+LOSS_CUT = Cut(
+    40,
+    (
+        "grad.backbone.network.4.7.token_mixer.attention_biases_seg",
+        "grad.decode_head.offset_learning.cls_repr",
+        "after.backbone.network.6.5.mlp.norm2.*",
+    ),
+    ("*_crc32", "loss_fp64", "loss__decode.acc_seg", "grad_names", "grad_norms_fp64"),
+)
+CUTS: dict[str, Cut] = {
+    "A_offset_learning_small": Cut(200),
+    "A_offset_learning_mask": Cut(150),
+    "B_carafe": Cut(120, others=("*__params",)),
+    "B_freqfusion_t0": Cut(150, others=("params", "gradnorm.*")),
+    "C_efficientformerv2_S1_512x512": Cut(200, ("out?", "network.5"), ("*_crc32",)),
+    "D_offseg_t_ade20k_512x512": Cut(
+        200, ("backbone3", "freqfusion2.[12]", "align", "logits"), ("*_crc32",)
+    ),
+    "H_offseg_t_ade20k_slide_512x683": Cut(400, ("crop?", "seg_logits"), ("*_crc32", "n_crops")),
+    "I_offseg_t_ade20k_train_bneval": LOSS_CUT,
+    "I_offseg_t_ade20k_train_bntrain": LOSS_CUT,
+    "J_iou_metric": Cut(0, (), EVERYTHING),
+}
+
+
+def cut_case(data: Mapping[str, np.ndarray], cut: Cut) -> dict[str, np.ndarray]:
+    """The entries of a golden file."""
+    tensors = {k.removesuffix("__sample") for k in data if k.endswith("__sample")}
+    kept: dict[str, np.ndarray] = {}
+    for name in data:
+        is_of_a_tensor = any(name.endswith(suffix) for suffix in TENSOR_SUFFIXES)
+        if not is_of_a_tensor and any(fnmatch(name, pattern) for pattern in cut.others):
+            kept[name] = data[name]
+    for name in sorted(tensors):
+        if not any(fnmatch(name, pattern) for pattern in cut.tensors):
+            continue
+        stride = _stride(data[f"{name}__shape"], len(data[f"{name}__sample"]), cut.samples)
+        kept[f"{name}__shape"] = data[f"{name}__shape"]
+        kept[f"{name}__step"] = data[f"{name}__step"] * stride
+        kept[f"{name}__sample"] = data[f"{name}__sample"][::stride]
+        if f"{name}__fp64diff" in data:
+            kept[f"{name}__fp64diff"] = data[f"{name}__fp64diff"]
+        else:  # the tolerance then depends on the size of the values
+            kept[f"{name}__stats"] = data[f"{name}__stats"]
+    return kept
+
+
+def _stride(shape: np.ndarray, available: int, wanted: int) -> int:
+    stride = max(1, ceil(available / wanted))
+    size = prod(int(s) for s in shape)
+    while stride > 1 and gcd(stride, size) > 1:
+        stride += 1
+    return stride
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="folder with the full reference cases")
+    source = parser.parse_args().folder
+    total = 0
+    for name, cut in CUTS.items():
+        target = FOLDER / f"{name}.npz"
+        with np.load(source / f"{name}.npz", allow_pickle=False) as data:
+            np.savez_compressed(target, **cut_case(data, cut))
+        total += target.stat().st_size
+        print(f"{target.name:45} {target.stat().st_size:7d} bytes")
+    print(f"{'all':45} {total:7d} bytes")
+
+
+if __name__ == "__main__":
+    main()
