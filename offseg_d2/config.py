@@ -4,6 +4,7 @@ One line of meaning per key. Keys of Detectron2 keep their Detectron2 meaning; t
 default value changes are listed at the end of :func:`add_offseg_config`.
 """
 
+import contextlib
 import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -93,8 +94,9 @@ def _add_model_keys(cfg: CN) -> None:
     head.CLASSIFIER = "offset"
     # Head of others that `MODEL.SEM_SEG_HEAD.NAME` HostHead gives that last layer.
     head.HOST = "SemSegFPNHead"
-    # Ablation switches of the offset classifier.
+    # Ablation switch of the offset classifier: move the class representations.
     head.CLASS_OFFSET = True
+    # Ablation switch of the offset classifier: move the pixel features.
     head.FEATURE_OFFSET = True
     # Channel dropout before the plain classifier (the offset classifier has none).
     head.DROPOUT = 0.1
@@ -109,6 +111,9 @@ def _add_model_keys(cfg: CN) -> None:
     # Max-pooling before the classifier: "auto" (only before the offset classifier, as the paper's
     # models), "always" or "never".
     cfg.MODEL.SEGFORMER.POOL = "auto"
+    # Reduce each level by a 1x1 convolution without norm and ReLU, as the original SegFormer and
+    # Hugging Face's models; their weights need it.
+    cfg.MODEL.SEGFORMER.LINEAR_LEVELS = False
 
     cfg.MODEL.LIGHT_HAM = CN()
     # Channels inside the Hamburger.
@@ -121,6 +126,7 @@ def _add_model_keys(cfg: CN) -> None:
 def _add_solver_keys(cfg: CN) -> None:
     # Optimizer: "ADAMW".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
+    # Decay rates of the optimizer's running means of gradients and of their squares.
     cfg.SOLVER.BETAS = [0.9, 0.999]
     # Learning-rate factor of everything in the head (and of the talking heads, as the authors').
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0
@@ -144,8 +150,9 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.SEM_SEG = CN()
     # "whole" image or "slide" (sliding window).
     cfg.TEST.SEM_SEG.MODE = "whole"
-    # Window (height, width) and step (vertical, horizontal) in pixels of the network's input.
+    # Window (height, width) in pixels of the network's input.
     cfg.TEST.SEM_SEG.CROP_SIZE = [512, 512]
+    # Step between windows (vertical, horizontal) in pixels of the network's input.
     cfg.TEST.SEM_SEG.STRIDE = [480, 480]
     # Windows that go through the network at once.
     cfg.TEST.SEM_SEG.WINDOW_BATCH = 4
@@ -191,11 +198,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
     if len(opts) % 2:
         raise ConfigError(f"Options must be KEY VALUE pairs, but are {len(opts)}: {list(opts)}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
-        _check_known(cfg, key, " on the command line")
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"`{key}` on the command line cannot be {value!r}: {error}") from None
+        _set(cfg, key, value, " on the command line")
     return cfg
 
 
@@ -207,7 +210,11 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
         loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
     except FileNotFoundError as error:
         raise ConfigError(f"`_BASE_` of {config_file} names an absent file: {error}.") from None
-    except (yaml.YAMLError, TypeError, AssertionError) as error:
+    except OSError as error:
+        raise ConfigError(f"{config_file} cannot be read: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"`_BASE_` of {config_file} leads back to the file itself.") from None
+    except (yaml.YAMLError, UnicodeError, AttributeError, TypeError, AssertionError) as error:
         raise ConfigError(f"{config_file} is not a plain YAML configuration: {error}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{config_file} must hold a mapping of keys, but holds {loaded!r}.")
@@ -216,11 +223,26 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
 
 def _merge(cfg: CN, loaded: dict[str, Any], where: str) -> None:
     for key, value in _leaves(loaded):
-        _check_known(cfg, key, where)
-        try:
-            cfg.merge_from_list([key, value])
-        except (ValueError, AssertionError) as error:
-            raise ConfigError(f"`{key}`{where} cannot be {value!r}: {error}") from None
+        _set(cfg, key, value, where)
+
+
+def _set(cfg: CN, key: str, value: Any, where: str) -> None:
+    """Set one key; ``value`` may be text as on the command line."""
+    _check_known(cfg, key, where)
+    old = dict(_leaves(cfg))[key]
+    # "1" and "6e-5" are numbers as well, though YAML disagrees.
+    if isinstance(old, float) and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value)
+    try:
+        cfg.merge_from_list([key, value])
+        if old is not None and dict(_leaves(cfg))[key] is None:  # yacs lets an empty value pass
+            raise ValueError
+    except (ValueError, AssertionError):
+        raise ConfigError(
+            f"`{key}`{where} must be of type {type(old).__name__}, such as {old!r}, "
+            f"but is {value!r}."
+        ) from None
 
 
 def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

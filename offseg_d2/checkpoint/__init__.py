@@ -2,19 +2,26 @@
 
 from .atomic_write import write_atomically
 from .checkpointer import SafeCheckpointer, StateDictConverter
+from .conversion import Conversion, convert, convert_file, convert_for_model
 from .safe_load import (
     CheckpointError,
     CorruptCheckpointError,
     UnsafeCheckpointError,
     load_checkpoint_file,
 )
+from .state_dicts import load_state_dict_file
 
 __all__ = [
     "CheckpointError",
+    "Conversion",
     "CorruptCheckpointError",
     "SafeCheckpointer",
     "StateDictConverter",
     "UnsafeCheckpointError",
+    "convert",
+    "convert_file",
+    "convert_for_model",
     "load_checkpoint_file",
+    "load_state_dict_file",
     "write_atomically",
 ]

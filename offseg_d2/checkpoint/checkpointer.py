@@ -17,7 +17,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
@@ -25,6 +24,7 @@ from torch import Tensor, nn
 
 from .atomic_write import remove_temporary_files, write_atomically
 from .safe_load import CheckpointError, CorruptCheckpointError, load_checkpoint_file
+from .state_dicts import check_fit, to_state_dict
 
 logger = logging.getLogger(__name__)
 
@@ -224,75 +224,21 @@ class SafeCheckpointer(DetectionCheckpointer):
         return {"model": data}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        state_dict = to_state_dict(self._path, checkpoint["model"])
-        if not checkpoint.get("matching_heuristics", False):
-            model_state = self.model.state_dict()
-            if self.convert_state_dict is not None and not model_state.keys() >= state_dict.keys():
-                state_dict = self._convert(self.convert_state_dict, state_dict)
+        state_dict = source = to_state_dict(self._path, checkpoint["model"])
+        model_state = self.model.state_dict()
+        if self.convert_state_dict is not None and not model_state.keys() >= source.keys():
+            state_dict = self._convert(self.convert_state_dict, source)
+        heuristics = checkpoint.get("matching_heuristics", False) and state_dict is source
+        if not heuristics:
             check_fit(self._path, state_dict, model_state, strict=False)
-        return super()._load_model({**checkpoint, "model": state_dict})
+        return super()._load_model(
+            {**checkpoint, "model": state_dict, "matching_heuristics": heuristics}
+        )
 
     def _convert(
         self, convert: StateDictConverter, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
         try:
             return convert(state_dict, self.model)
-        except KeyError as error:  # the maps name what they do not know
+        except (KeyError, ValueError) as error:  # they name what is unknown or does not fit
             raise CheckpointError(f"Checkpoint file `{self._path}`: {error.args[0]}") from error
-
-
-def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Tensors by name, without the prefix that DistributedDataParallel adds.
-
-    Raises:
-        CheckpointError: if an entry is neither a tensor nor a numpy array.
-    """
-    for name, value in entries.items():
-        if not isinstance(value, Tensor | np.ndarray):
-            raise CheckpointError(
-                f"Checkpoint file `{path}` must hold tensors by name, but `{name}` is a "
-                f"{type(value).__name__}."
-            )
-    wrapped = all(name.startswith("module.") for name in entries)
-    return {
-        name.removeprefix("module.") if wrapped else name: torch.as_tensor(value)
-        for name, value in entries.items()
-    }
-
-
-def check_fit(
-    path: str, state_dict: Mapping[str, Tensor], model_state: Mapping[str, Tensor], *, strict: bool
-) -> None:
-    """Check that entries of the same name have the same shape, and that there are any.
-
-    Args:
-        path: file the entries come from, for the message.
-        state_dict: entries of the file.
-        model_state: entries of the model.
-        strict: whether names on one side only are an error too.
-
-    Raises:
-        CheckpointError: naming the first entry that does not fit, with both shapes.
-    """
-    common = [name for name in state_dict if name in model_state]
-    if model_state and not common:
-        raise CheckpointError(
-            f"Checkpoint file `{path}` must hold parameters of the model, such as "
-            f"`{next(iter(model_state))}`, but holds none of them."
-        )
-    wrong = [name for name in common if state_dict[name].shape != model_state[name].shape]
-    if wrong:
-        more = f" ({len(wrong) - 1} more differ)" if len(wrong) > 1 else ""
-        raise CheckpointError(
-            f"Checkpoint file `{path}` does not fit the model: `{wrong[0]}` has the shape "
-            f"{tuple(state_dict[wrong[0]].shape)} in the file, but "
-            f"{tuple(model_state[wrong[0]].shape)} in the model{more}. Is it of another variant "
-            "or another number of classes?"
-        )
-    alone = sorted(state_dict.keys() ^ model_state.keys())
-    if strict and alone:
-        side = "file" if alone[0] in state_dict else "model"
-        raise CheckpointError(
-            f"Checkpoint file `{path}` does not fit the model: `{alone[0]}` is only in the {side}"
-            f" ({len(alone)} such entries). Has the configuration changed since it was written?"
-        )

@@ -1,7 +1,7 @@
 """Reversible maps between our parameter names and those of other projects' checkpoints.
 
 A map is a table of rules and a list of named drops. It is *total*: a name that no line of it knows
-is an error, never silently lost. The tables are in ``key_tables.py``.
+is an error, never silently lost. The tables are in ``key_tables.py`` and ``backbone_tables.py``.
 """
 
 import re
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -22,11 +23,33 @@ class Rule:
         theirs: foreign name; ``{i}`` stands for a number, ``{rest}`` for any remainder.
         ours: our name, with the same fields.
         leading_axis: the foreign tensor has one more axis of length 1 in front.
+        trailing_axes: our tensor has this many more axes of length 1 at the end, as the kernel of
+            a 1x1 convolution has that is a matrix elsewhere.
+        reversed_chunks: axis 1 consists of this many parts, which come in the opposite order.
     """
 
     theirs: str
     ours: str
     leading_axis: bool = False
+    trailing_axes: int = 0
+    reversed_chunks: int = 1
+
+    def tensor_from_theirs(self, tensor: Tensor) -> Tensor:
+        """Our form of a foreign tensor."""
+        tensor = tensor[0] if self.leading_axis else tensor
+        tensor = tensor.reshape(tensor.shape + (1,) * self.trailing_axes)
+        return self._reverse(tensor)
+
+    def tensor_to_theirs(self, tensor: Tensor) -> Tensor:
+        """The foreign form of our tensor."""
+        tensor = self._reverse(tensor)
+        tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.trailing_axes])
+        return tensor[None] if self.leading_axis else tensor
+
+    def _reverse(self, tensor: Tensor) -> Tensor:
+        if self.reversed_chunks == 1:
+            return tensor
+        return torch.cat(tensor.chunk(self.reversed_chunks, dim=1)[::-1], dim=1)
 
     @cached_property
     def theirs_pattern(self) -> re.Pattern[str]:
@@ -51,6 +74,46 @@ class Drop:
 
 
 @dataclass(frozen=True)
+class Packing:
+    """Several foreign tensors that are one here, one after the other along axis 0.
+
+    Attributes:
+        parts: foreign names, with fields as in :class:`Rule`.
+        shares: relative lengths of the parts.
+        packed: name under which the rules know the whole.
+    """
+
+    parts: tuple[str, ...]
+    shares: tuple[int, ...]
+    packed: str
+
+    def pack(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Replace the parts by the whole, in place.
+
+        Raises:
+            KeyError: if some parts of one whole are missing.
+        """
+        first = _compile(self.parts[0])
+        for match in [m for key in state_dict if (m := first.fullmatch(key))]:
+            parts = [part.format(**match.groupdict()) for part in self.parts]
+            missing = [part for part in parts if part not in state_dict]
+            if missing:
+                raise KeyError(f"`{missing[0]}` of {name} is missing, but `{parts[0]}` is there.")
+            whole = torch.cat([state_dict.pop(part) for part in parts])
+            state_dict[self.packed.format(**match.groupdict())] = whole
+
+    def unpack(self, state_dict: dict[str, Tensor]) -> None:
+        """Replace the whole by its parts, in place."""
+        packed = _compile(self.packed)
+        for match in [m for key in state_dict if (m := packed.fullmatch(key))]:
+            whole = state_dict.pop(match.group())
+            unit = whole.shape[0] // sum(self.shares)
+            tensors = whole.split([unit * share for share in self.shares])
+            for part, tensor in zip(self.parts, tensors, strict=True):
+                state_dict[part.format(**match.groupdict())] = tensor
+
+
+@dataclass(frozen=True)
 class KeyMap:
     """The map of one family of models.
 
@@ -58,11 +121,13 @@ class KeyMap:
         name: what the log calls the foreign format.
         rules: first match wins.
         drops: applied to names that no rule matches.
+        packings: applied before the rules; the rules know the packed names.
     """
 
     name: str
     rules: tuple[Rule, ...]
     drops: tuple[Drop, ...] = ()
+    packings: tuple[Packing, ...] = ()
 
     def name_from_theirs(self, key: str) -> str | None:
         """Our name for a foreign one; None if the entry is dropped.
@@ -104,12 +169,15 @@ class KeyMap:
         ours: dict[str, Tensor] = {}
         dropped: dict[str, str] = {}
         unknown: list[str] = []
+        state_dict = dict(state_dict)
+        for packing in self.packings:
+            packing.pack(state_dict, self.name)
         for key, tensor in state_dict.items():
             found = self._rule_for(key, "theirs_pattern")
             reason = self._drop_reason(key)
             if found is not None:
                 rule, fields = found
-                ours[rule.ours.format(**fields)] = tensor[0] if rule.leading_axis else tensor
+                ours[rule.ours.format(**fields)] = rule.tensor_from_theirs(tensor)
             elif reason is not None:
                 dropped[key] = reason
             else:
@@ -131,8 +199,10 @@ class KeyMap:
                 unknown.append(key)
                 continue
             rule, fields = found
-            theirs[rule.theirs.format(**fields)] = tensor[None] if rule.leading_axis else tensor
+            theirs[rule.theirs.format(**fields)] = rule.tensor_to_theirs(tensor)
         _refuse(unknown, self.name)
+        for packing in self.packings:
+            packing.unpack(theirs)
         return theirs
 
     def _rule_for(self, key: str, side: str) -> tuple[Rule, dict[str, str]] | None:

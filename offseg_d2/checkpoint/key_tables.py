@@ -6,7 +6,7 @@ The authors' names are those of their checkpoint files (``backbone.*``, ``decode
 from offseg_d2.checkpoint.key_maps import Drop, KeyMap, Rule
 
 
-def _conv_bn(theirs: str, ours: str, conv: int = 0) -> list[Rule]:
+def conv_bn(theirs: str, ours: str, conv: int = 0) -> list[Rule]:
     """A Sequential whose entries ``conv`` and ``conv + 1`` are a convolution and its norm."""
     return [
         Rule(f"{theirs}.{conv}.{{rest}}", f"{ours}.conv.{{rest}}"),
@@ -14,18 +14,18 @@ def _conv_bn(theirs: str, ours: str, conv: int = 0) -> list[Rule]:
     ]
 
 
-def _efficientformer_v2_rules() -> list[Rule]:
+def efficientformer_v2_rules() -> list[Rule]:
     rules = [
-        *_conv_bn("backbone.patch_embed", "backbone.stem.0"),
-        *_conv_bn("backbone.patch_embed", "backbone.stem.2", conv=3),
+        *conv_bn("backbone.patch_embed", "backbone.stem.0"),
+        *conv_bn("backbone.patch_embed", "backbone.stem.2", conv=3),
     ]
     for stage in range(4):
         # The authors' list alternates stages and down-samplers.
         theirs, ours = f"backbone.network.{2 * stage}.{{b}}", f"backbone.stages.{stage}.{{b}}"
         mixer, our_mixer = f"{theirs}.token_mixer", f"{ours}.token_mixer"
         for name in ("stride_conv", "q", "k", "v", "v_local"):
-            rules += _conv_bn(f"{mixer}.{name}", f"{our_mixer}.{name}")
-        rules += _conv_bn(f"{mixer}.proj", f"{our_mixer}.proj", conv=1)
+            rules += conv_bn(f"{mixer}.{name}", f"{our_mixer}.{name}")
+        rules += conv_bn(f"{mixer}.proj", f"{our_mixer}.proj", conv=1)
         rules += [
             Rule(f"{mixer}.attention_biases_seg", f"{our_mixer}.bias.table"),
             Rule(f"{mixer}.talking_head{{i}}.{{rest}}", f"{our_mixer}.talking_head{{i}}.{{rest}}"),
@@ -44,11 +44,11 @@ def _efficientformer_v2_rules() -> list[Rule]:
         Rule(f"{theirs}.bn.{{rest}}", f"{ours}.bn.{{rest}}"),
         Rule(f"{theirs}.attn.q.local.0.{{rest}}", f"{ours}.attn.q_local.{{rest}}"),
         Rule(f"{theirs}.attn.attention_biases_seg", f"{ours}.attn.bias.table"),
-        *_conv_bn(f"{theirs}.attn.q.proj", f"{ours}.attn.q"),
+        *conv_bn(f"{theirs}.attn.q.proj", f"{ours}.attn.q"),
     ]
     for name in ("k", "v", "v_local"):
-        rules += _conv_bn(f"{theirs}.attn.{name}", f"{ours}.attn.{name}")
-    rules += _conv_bn(f"{theirs}.attn.proj", f"{ours}.attn.proj", conv=1)
+        rules += conv_bn(f"{theirs}.attn.{name}", f"{ours}.attn.{name}")
+    rules += conv_bn(f"{theirs}.attn.proj", f"{ours}.attn.proj", conv=1)
     return rules
 
 
@@ -97,7 +97,7 @@ def _offseg_decoder_rules() -> list[Rule]:
     ]
 
 
-def _mit_rules() -> list[Rule]:
+def mit_rules() -> list[Rule]:
     stage, our_stage = "backbone.layers.{i}", "backbone.stages.{i}"
     block, our_block = f"{stage}.1.{{b}}", f"{our_stage}.blocks.{{b}}"
     feed_forward = {"0": "fc1", "1": "dwconv", "4": "fc2"}
@@ -133,10 +133,10 @@ _GATE_NAMES = {
 }
 
 
-def _mscan_rules() -> list[Rule]:
+def mscan_rules() -> list[Rule]:
     rules = [
-        *_conv_bn("backbone.patch_embed1.proj", "backbone.stem.0"),
-        *_conv_bn("backbone.patch_embed1.proj", "backbone.stem.2", conv=3),
+        *conv_bn("backbone.patch_embed1.proj", "backbone.stem.0"),
+        *conv_bn("backbone.patch_embed1.proj", "backbone.stem.2", conv=3),
     ]
     for index in range(3):
         theirs, ours = f"backbone.patch_embed{index + 2}", f"backbone.downsamples.{index}"
@@ -218,14 +218,14 @@ def _key_maps(name: str, rules: list[Rule], drops: tuple[Drop, ...] = ()) -> tup
 
 OFFSEG_OFFSET, OFFSEG_PLAIN = _key_maps(
     "the authors' OffSeg",
-    [*_efficientformer_v2_rules(), *_offseg_decoder_rules()],
+    [*efficientformer_v2_rules(), *_offseg_decoder_rules()],
     _OFFSEG_DROPS,
 )
 SEGFORMER_OFFSET, SEGFORMER_PLAIN = _key_maps(
-    "the authors' SegFormer", [*_mit_rules(), *_segformer_decoder_rules()]
+    "the authors' SegFormer", [*mit_rules(), *_segformer_decoder_rules()]
 )
 SEGNEXT_OFFSET, SEGNEXT_PLAIN = _key_maps(
-    "the authors' SegNeXt", [*_mscan_rules(), *_light_ham_decoder_rules()]
+    "the authors' SegNeXt", [*mscan_rules(), *_light_ham_decoder_rules()]
 )
 
 # By `MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME` and `MODEL.SEM_SEG_HEAD.CLASSIFIER`.

@@ -5,6 +5,7 @@ import os
 import platform
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import detectron2
@@ -21,7 +22,7 @@ from torch import nn
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2 import solver
-from offseg_d2.checkpoint import SafeCheckpointer
+from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
 from offseg_d2.data import (
     build_lut,
     build_test_loader,
@@ -112,7 +113,14 @@ class Trainer(TrainLoop):
     ) -> SafeCheckpointer:
         """Reads ``MODEL.WEIGHTS`` of any known origin, writes to ``OUTPUT_DIR``."""
         return SafeCheckpointer(
-            model, cfg.OUTPUT_DIR, keep=cfg.SOLVER.KEEP_CHECKPOINTS, **checkpointables
+            model,
+            cfg.OUTPUT_DIR,
+            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+            convert_state_dict=partial(
+                convert_for_model,
+                resize_attention_biases=cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES,
+            ),
+            **checkpointables,
         )
 
     @classmethod

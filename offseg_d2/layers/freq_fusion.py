@@ -194,18 +194,20 @@ def sample_with_offsets(features: Tensor, offsets: Tensor) -> Tensor:
     """
     batch, channels, out_height, out_width = features.shape
     height, width = offsets.shape[-2:]
-    x = torch.arange(width, device=offsets.device, dtype=offsets.dtype) + 0.5
-    y = torch.arange(height, device=offsets.device, dtype=offsets.dtype) + 0.5
-    offsets = offsets.view(batch, 2, SAMPLER_GROUPS * 4, height, width)
+    # Half precision cannot tell neighbouring pixels of a map of a few hundred apart.
+    dtype = torch.promote_types(torch.promote_types(features.dtype, offsets.dtype), torch.float32)
+    x = torch.arange(width, device=offsets.device, dtype=dtype) + 0.5
+    y = torch.arange(height, device=offsets.device, dtype=dtype) + 0.5
+    offsets = offsets.to(dtype).view(batch, 2, SAMPLER_GROUPS * 4, height, width)
     grid_x = 2 * (offsets[:, 0] + x) / width - 1
     grid_y = 2 * (offsets[:, 1] + y[:, None]) / height - 1
     grid = torch.stack([F.pixel_shuffle(grid_x, 2), F.pixel_shuffle(grid_y, 2)], dim=-1)
     grouped = features.reshape(-1, channels // SAMPLER_GROUPS, out_height, out_width)
     sampled = F.grid_sample(
-        grouped,
-        grid.flatten(0, 1).to(features.dtype),  # (B * 4, 2h, 2w, 2)
+        grouped.to(dtype),
+        grid.flatten(0, 1),  # (B * 4, 2h, 2w, 2)
         mode="bilinear",
         padding_mode="border",
         align_corners=False,
     )
-    return sampled.reshape(features.shape)
+    return sampled.reshape(features.shape).to(features.dtype)

@@ -115,7 +115,7 @@ def _find_predictor(model: nn.Module) -> str:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"The model must have one 1x1 convolution named {PREDICTOR!r}, but has {found or 'none'}"
-            "; name the one to replace by `path`."
+            f"The model must have one 1x1 convolution named {PREDICTOR!r}, but has "
+            f"{found or 'none'}; name the one to replace by `path`."
         )
     return found[0]

@@ -8,6 +8,8 @@ entry of the flattened tensor; taking every ``m``-th of them again gives step ``
 """
 
 import argparse
+import gzip
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -19,6 +21,13 @@ import numpy as np
 FOLDER = Path(__file__).parent
 EVERYTHING = ("*",)
 TENSOR_SUFFIXES = ("__shape", "__step", "__sample", "__stats", "__fp64diff")
+
+# Optimizer groups of the authors' runs: base, without weight decay, fast.
+GROUPS = ("lr=6e-05 wd=0.01", "lr=6e-05 wd=0", "lr=0.0006 wd=0.01")
+RUNS = {
+    f"offseg_{size[0].lower()}_ade20k": f"offseg/{size}/offseg-{size[0].lower()}_ade20k_160k-512x512.py"
+    for size in ("Tiny", "Base", "Large")
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,23 @@ def _stride(shape: np.ndarray, available: int, wanted: int) -> int:
     return stride
 
 
+def cut_groups(groups: Mapping[str, list[str]], names: list[str]) -> str:
+    """One digit for each trainable name: the place of its optimizer group in ``GROUPS``."""
+    places = {name: str(i) for i, key in enumerate(GROUPS) for name in groups[key]}
+    return "".join(places[name] for name in names)
+
+
+def _write_groups(source: Path) -> None:
+    """``optim_groups.json``: the optimizer groups of the authors' runs, by manifest."""
+    runs = json.loads((source / "optim_groups.json").read_text())
+    manifests = json.loads(gzip.decompress((FOLDER / "manifest_names.json.gz").read_bytes()))
+    digits = {}
+    for manifest, run in RUNS.items():
+        names = [name for name, _, trainable in manifests[manifest] if trainable]
+        digits[manifest] = cut_groups(runs[run]["groups"], names)
+    (FOLDER / "optim_groups.json").write_text(json.dumps(digits, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder with the full reference cases")
@@ -103,6 +129,7 @@ def main() -> None:
         total += target.stat().st_size
         print(f"{target.name:45} {target.stat().st_size:7d} bytes")
     print(f"{'all':45} {total:7d} bytes")
+    _write_groups(source)
 
 
 if __name__ == "__main__":

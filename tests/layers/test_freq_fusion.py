@@ -236,7 +236,9 @@ def test_fusion_gradients_equal_finite_differences_for_inputs_and_every_paramete
 def test_every_parameter_gets_a_gradient():
     fusion = FreqFusion(16, 24, 16)
     hr_out, lr_out = fusion(torch.randn(2, 16, 12, 12), torch.randn(2, 24, 6, 6))
-    ((hr_out * torch.randn_like(hr_out)).sum() + (lr_out * torch.randn_like(lr_out)).sum()).backward()
+    (
+        (hr_out * torch.randn_like(hr_out)).sum() + (lr_out * torch.randn_like(lr_out)).sum()
+    ).backward()
     for name, parameter in fusion.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 

@@ -18,15 +18,15 @@ from tests.common import ROOT, random_batch
 NUM_CLASSES = 5
 HEADS = ["SemSegFPNHead", "DeepLabV3Head", "DeepLabV3PlusHead"]
 OPTIONS = {
-    "SemSegFPNHead": ["MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res2, res3, res4, res5]"],
+    "SemSegFPNHead": ["MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res3", "res4", "res5"]],
     "DeepLabV3Head": [
-        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res4]"),
-        *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", "16"),
+        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res4"]),
+        *("MODEL.SEM_SEG_HEAD.COMMON_STRIDE", 16),
     ],
     "DeepLabV3PlusHead": [
-        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", "[res2, res4]"),
-        *("MODEL.SEM_SEG_HEAD.PROJECT_FEATURES", "[res2]"),
-        *("MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", "[16]"),
+        *("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "res4"]),
+        *("MODEL.SEM_SEG_HEAD.PROJECT_FEATURES", ["res2"]),
+        *("MODEL.SEM_SEG_HEAD.PROJECT_CHANNELS", [16]),
     ],
 }
 
@@ -38,11 +38,11 @@ def make_cfg(host: str, classifier: str = "offset", name: str = "HostHead") -> C
     settings += ["MODEL.BACKBONE.NAME", "TorchvisionMobileNetV2"]
     settings += ["MODEL.SEM_SEG_HEAD.NAME", name, "MODEL.SEM_SEG_HEAD.HOST", host]
     settings += ["MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier, *OPTIONS[host]]
-    settings += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", str(NUM_CLASSES)]
-    settings += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", "32", "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", "32"]
-    settings += ["MODEL.SEM_SEG_HEAD.NORM", "BN", "INPUT.CROP.ENABLED", "True"]
+    settings += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", NUM_CLASSES]
+    settings += ["MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "MODEL.SEM_SEG_HEAD.ASPP_CHANNELS", 32]
+    settings += ["MODEL.SEM_SEG_HEAD.NORM", "BN", "INPUT.CROP.ENABLED", True]
     settings += ["MODEL.SEM_SEG_HEAD.LOSS_TYPE", "cross_entropy"]
-    settings += ["INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", "[64, 64]"]
+    settings += ["INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [64, 64]]
     cfg.merge_from_list(settings)
     return cfg
 
@@ -133,6 +133,14 @@ def test_unknown_host_and_classifier_are_refused():
         build_model(cfg)
     with pytest.raises(ValueError, match=r"CLASSIFIER` must be one of .* but is 'offsets'"):
         build_model(make_cfg("SemSegFPNHead", "offsets"))
+
+
+def test_configuration_of_the_document_builds(tmp_path):
+    text = (ROOT / "docs/OFFSET_LEARNING.md").read_text(encoding="utf-8")
+    path = tmp_path / "host.yaml"
+    path.write_text(re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)[0])
+    model = build_model(load_config(str(path), ["MODEL.DEVICE", "cpu"]))
+    assert isinstance(model.sem_seg_head.predictor, OffsetClassifier)
 
 
 def test_snippet_of_the_document_runs_and_is_short():

@@ -240,7 +240,7 @@ def pipeline(case: ParityCase) -> Iterator[Row]:
         yield Row(case.name, "number of windows", difference, 0.0)
     for key in case.tensors():
         actual = found[key]
-        if tuple(case.data[f"{key}__shape"])[0] == 1 and actual.ndim == 3:
+        if case.shape(key)[0] == 1 and actual.ndim == 3:
             actual = actual[None]
         yield case.compare(key, actual, PIPELINE_TOLERANCE)
     if "label_map" in case.data:

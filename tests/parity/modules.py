@@ -79,7 +79,9 @@ def offset_masks(case: ParityCase) -> Iterator[Row]:
         (masks * case.tensor("fixed", tuple(masks.shape), 0.1)).sum().backward()
         gradients = {"grad_mask_embed": queries, "grad_mask_features": features}
         for name, parameter in learning.named_parameters():
-            gradients["grad." + names[name].removeprefix("decode_head.offset_learning.")] = parameter
+            gradients["grad." + names[name].removeprefix("decode_head.offset_learning.")] = (
+                parameter
+            )
         for key, source in gradients.items():
             yield _remark(case.compare(key, _gradient(source), _scaled(case, key)), form)
 
@@ -181,4 +183,3 @@ def iou_metric(case: ParityCase) -> Iterator[Row]:
             expected = float(case.data[f"{name}_summary_{key}"])
             difference = abs(round(100 * value, 2) - round(expected, 2))
             yield Row(case.name, f"{name}_{key} (rounded percent)", difference, 1e-9)
-

@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from torch import Tensor, nn
 
-from offseg_d2.checkpoint import load_checkpoint_file
+from offseg_d2.checkpoint import load_state_dict_file
 
 LEVELS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 SIZE_DIVISIBILITY = 32
@@ -52,8 +52,7 @@ class TimmBackbone(Backbone):
             options["img_size"] = tuple(image_size)
         if checkpoint:
             # As timm does with its own: the classifier is left out, old names are renewed.
-            weights = load_checkpoint_file(checkpoint)
-            weights = dict(weights.get("state_dict", weights.get("model", weights)))
+            weights = load_state_dict_file(checkpoint)
             options["pretrained"] = True
             options["pretrained_cfg_overlay"] = {"state_dict": weights}
         network = _create_model(name, options)

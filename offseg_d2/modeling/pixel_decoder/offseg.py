@@ -6,6 +6,7 @@ running map is upsampled by FreqFusion and joined with the next finer level, thr
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from detectron2.config import CfgNode, configurable
@@ -58,7 +59,8 @@ class OffSegPixelDecoder(nn.Module):
         out_channels: channels of the result.
 
     Raises:
-        ValueError: if the numbers of levels differ, or the strides do not double.
+        ValueError: if the numbers of levels differ, the strides do not double, or channels are no
+            multiples of 32.
     """
 
     @configurable
@@ -76,10 +78,20 @@ class OffSegPixelDecoder(nn.Module):
                 f"{list(input_shape)}, but is {list(level_channels)}."
             )
         strides = [shape.stride for shape in input_shape.values()]
-        if any(2 * fine != coarse for fine, coarse in zip(strides, strides[1:], strict=False)):
+        if any(2 * fine != coarse for fine, coarse in pairwise(strides)):
             raise ValueError(
                 "`MODEL.SEM_SEG_HEAD.IN_FEATURES` of OffSegPixelDecoder must have strides that "
                 f"double from level to level, but they are {strides}."
+            )
+        if any(channels % NORM_GROUPS for channels in level_channels):
+            raise ValueError(
+                f"`MODEL.OFFSEG.LEVEL_CHANNELS` must be multiples of {NORM_GROUPS}, but is "
+                f"{list(level_channels)}."
+            )
+        if out_channels % NORM_GROUPS:
+            raise ValueError(
+                f"`MODEL.SEM_SEG_HEAD.CONVS_DIM` must be a multiple of {NORM_GROUPS}, but is "
+                f"{out_channels}."
             )
         self.in_features = list(input_shape)
         self.reduce = nn.ModuleList(

@@ -33,16 +33,26 @@ class SegFormerPixelDecoder(nn.Module):
         input_shape: channels and strides of the backbone's outputs, from fine to coarse.
         out_channels: channels of each level after reduction, and of the result.
         pool: halve the resolution of the result by max-pooling.
+        linear_levels: reduce the levels by a 1x1 convolution alone, with bias, as the original
+            SegFormer and Hugging Face's do; otherwise batch norm and ReLU follow.
     """
 
     @configurable
     def __init__(
-        self, input_shape: dict[str, ShapeSpec], *, out_channels: int = 256, pool: bool = False
+        self,
+        input_shape: dict[str, ShapeSpec],
+        *,
+        out_channels: int = 256,
+        pool: bool = False,
+        linear_levels: bool = False,
     ) -> None:
         super().__init__()
         self.in_features = list(input_shape)
         self.reduce = nn.ModuleList(
-            conv_bn_relu(shape.channels, out_channels) for shape in input_shape.values()
+            nn.Conv2d(shape.channels, out_channels, 1)
+            if linear_levels
+            else conv_bn_relu(shape.channels, out_channels)
+            for shape in input_shape.values()
         )
         norm = nn.BatchNorm2d(out_channels)
         self.fuse = LevelFusion([out_channels] * len(input_shape), out_channels, norm)
@@ -62,6 +72,7 @@ class SegFormerPixelDecoder(nn.Module):
             "input_shape": input_shape,
             "out_channels": cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM,
             "pool": choice == "always" or (choice == "auto" and is_offset),
+            "linear_levels": cfg.MODEL.SEGFORMER.LINEAR_LEVELS,
         }
 
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:

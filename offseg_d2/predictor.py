@@ -1,0 +1,212 @@
+"""Prediction of single images, and of files: what ``tools/demo.py`` does.
+
+:class:`Predictor` is used like Detectron2's ``DefaultPredictor``, but resizes as the dataset mapper
+does, with OpenCV, and reads checkpoints of any known origin without executing anything.
+"""
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.transforms import AugInput, AugmentationList
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+from tqdm import tqdm
+
+from offseg_d2.config import ConfigError
+from offseg_d2.data import DataFileError, build_augmentations, read_image
+from offseg_d2.engine import Trainer, available_device
+from offseg_d2.visualization import legend, overlay, side_by_side, to_labels
+
+logger = logging.getLogger(__name__)
+
+# What a folder is searched for; a file that is named itself may end as it likes.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_WRITTEN_SUFFIXES = (".jpeg", ".jpg", ".png")  # others become .png
+
+
+class Predictor:
+    """A trained model for single images.
+
+    Args:
+        cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint, and the first of
+            ``DATASETS.TEST`` (else of ``DATASETS.TRAIN``) gives names and colours of the classes.
+
+    Attributes:
+        cfg: configuration with the device that is really used.
+        model: in evaluation mode.
+        metadata: of the dataset.
+
+    Raises:
+        ConfigError: ``MODEL.WEIGHTS`` is empty, or the dataset has another number of classes.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used.
+    """
+
+    def __init__(self, cfg: CfgNode) -> None:
+        if not cfg.MODEL.WEIGHTS:
+            raise ConfigError("`MODEL.WEIGHTS` must name the file to predict with, but is ''.")
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        self.cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+        self.cfg.freeze()
+        dataset_names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        self.metadata = MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
+        self._check_classes()
+        self.augmentations = AugmentationList(build_augmentations(self.cfg, is_train=False))
+        self.model = Trainer.build_model(self.cfg).eval()
+        Trainer.build_checkpointer(self.cfg, self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+
+    def _check_classes(self) -> None:
+        num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        known = len(getattr(self.metadata, "stuff_classes", [])) or num_classes
+        if num_classes != known:
+            raise ConfigError(
+                f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {known} for dataset "
+                f"'{self.metadata.name}', but is {num_classes}."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """Predict one image.
+
+        Args:
+            image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
+
+        Returns:
+            (K, H, W) scores on the model's device.
+        """
+        height, width = image.shape[:2]
+        aug_input = AugInput(image)
+        self.augmentations(aug_input)
+        resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
+        planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return self.model([{"image": planes, "height": height, "width": width}])[0]["sem_seg"]
+
+
+class Unreadable(NamedTuple):
+    """A file that could not be predicted, and why."""
+
+    path: str
+    reason: str
+
+
+def find_images(inputs: Iterable[str]) -> list[str]:
+    """List the images that ``inputs`` name, each once.
+
+    Args:
+        inputs: image files, folders (their images are taken, not those of folders inside) and
+            patterns such as ``"frames/*.jpg"``.
+
+    Raises:
+        ValueError: one of them matches nothing.
+    """
+    found: dict[str, None] = {}
+    for name in inputs:
+        if PathManager.isdir(name):
+            entries = (os.path.join(name, entry) for entry in PathManager.ls(name))
+            matches = [path for path in entries if path.lower().endswith(IMAGE_SUFFIXES)]
+        elif PathManager.isfile(name):
+            matches = [name]
+        else:
+            matches = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
+        if not matches:
+            raise ValueError(
+                f"`--input` must name images, folders of images or patterns of such, "
+                f"but nothing matches '{name}'."
+            )
+        found.update(dict.fromkeys(sorted(matches)))
+    return list(found)
+
+
+def output_paths(images: Sequence[str], output_dir: str) -> list[str]:
+    """Choose the picture files: named as the image; .jpg and .png stay, all others become .png.
+
+    Raises:
+        ValueError: an image would be overwritten, or two images would share a picture file.
+    """
+    originals = {os.path.realpath(path): path for path in images}
+    chosen: dict[str, str] = {}  # picture -> image
+    for image in images:
+        stem, suffix = os.path.splitext(os.path.basename(image))
+        suffix = suffix if suffix.lower() in _WRITTEN_SUFFIXES else ".png"
+        path = os.path.join(output_dir, stem + suffix)
+        if os.path.realpath(path) in originals:
+            raise ValueError(
+                f"`--output` must be a folder where no image is overwritten, but '{path}' is one "
+                f"of the images; name another folder."
+            )
+        if path in chosen:
+            raise ValueError(
+                f"`--input` must name images of different names, but '{chosen[path]}' and "
+                f"'{image}' would both be drawn into '{path}'."
+            )
+        chosen[path] = image
+    return list(chosen)
+
+
+def draw_files(
+    predictor: Predictor,
+    inputs: Iterable[str],
+    output_dir: str,
+    *,
+    opacity: float = 0.5,
+    with_image: bool = False,
+) -> tuple[list[str], list[Unreadable]]:
+    """Predict images and write overlays, with a progress bar; goes on past unreadable files.
+
+    Args:
+        predictor: the model.
+        inputs: see :func:`find_images`.
+        output_dir: folder for the pictures, made if need be.
+        opacity: of the colours, 0..1.
+        with_image: draw the image beside its overlay, and a legend below.
+
+    Returns:
+        The written picture files, and the images that could not be read.
+
+    Raises:
+        ValueError: see :func:`find_images` and :func:`output_paths`.
+        OSError: a picture cannot be written.
+    """
+    images = find_images(inputs)
+    pictures = output_paths(images, output_dir)
+    PathManager.mkdirs(output_dir)
+    written, unreadable = [], []
+    for path, picture_path in zip(tqdm(images, unit="image", disable=None), pictures, strict=True):
+        try:
+            image = read_image(path)
+        except DataFileError as error:
+            unreadable.append(Unreadable(path, str(error)))
+            continue
+        write_picture(picture_path, draw_prediction(predictor, image, opacity, with_image))
+        written.append(picture_path)
+    return written, unreadable
+
+
+def draw_prediction(
+    predictor: Predictor, image: np.ndarray, opacity: float, with_image: bool
+) -> np.ndarray:
+    """Predict a (H, W, 3) BGR image and draw it: RGB overlay, beside the image if asked for."""
+    scores = predictor(image)
+    rgb = np.ascontiguousarray(image[..., ::-1])
+    picture = overlay(rgb, scores, predictor.metadata, opacity=opacity)
+    if not with_image:
+        return picture
+    row = side_by_side([rgb, picture])
+    strip = legend(predictor.metadata, row.shape[1], to_labels(scores), scores.shape[0])
+    return np.concatenate([row, strip])
+
+
+def write_picture(path: str, picture: np.ndarray) -> None:
+    """Write a (H, W, 3) uint8 RGB picture as the suffix of ``path`` says."""
+    suffix = os.path.splitext(path)[1].lower()
+    encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
+    with PathManager.open(path, "wb") as file:
+        file.write(encoded.tobytes())

@@ -1,0 +1,298 @@
+"""Pictures of segmentations: colour overlays, palette maps, panels side by side, legends.
+
+Names and colours of the classes come from Detectron2's metadata (``stuff_classes``,
+``stuff_colors``). Pictures are (H, W, 3) uint8 RGB, label maps (H, W) integers; ids that are no
+class (such as the ignored 255) stay uncoloured, or black in a palette map.
+
+Shapes: K classes, H x W pixels.
+"""
+
+import colorsys
+import os
+from collections.abc import Sequence
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from detectron2.data import Metadata
+from detectron2.utils.visualizer import VisImage, Visualizer
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+from torch.nn import functional as F
+
+# On a smaller picture names would hide what they name; a legend serves better.
+MIN_SIDE_FOR_NAMES = 320
+# A connected region with a larger share of the picture gets a name besides the class's largest one.
+_SHARE_OF_SECOND_NAME = 0.1
+_PAPER, _INK = (255, 255, 255), (30, 30, 30)
+
+
+def to_labels(sem_seg: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Turn a prediction into a label map.
+
+    Args:
+        sem_seg: (K, H, W) scores, or (H, W) integer class ids.
+        size: wanted (height, width) in pixels; None keeps the size. Scores are resized (bilinear)
+            before the best class is chosen, class ids by the nearest one.
+
+    Returns:
+        (height, width) int32 class ids.
+
+    Raises:
+        ValueError: ``sem_seg`` is neither.
+    """
+    if isinstance(sem_seg, np.ndarray):
+        sem_seg = torch.from_numpy(np.ascontiguousarray(sem_seg))
+    tensor = sem_seg.detach()
+    is_map = tensor.dim() == 2 and not tensor.is_floating_point()
+    if not is_map and not (tensor.dim() == 3 and tensor.is_floating_point()):
+        raise ValueError(
+            f"`sem_seg` must be (K, H, W) scores or an (H, W) integer map, "
+            f"but is {tuple(tensor.shape)} of {tensor.dtype}."
+        )
+    if is_map:
+        labels = tensor.to("cpu", torch.int32).numpy()
+        if size is not None and labels.shape != tuple(size):
+            rows = np.arange(size[0]) * labels.shape[0] // size[0]
+            columns = np.arange(size[1]) * labels.shape[1] // size[1]
+            labels = labels[rows][:, columns]
+        return labels
+    if size is not None and tuple(tensor.shape[-2:]) != tuple(size):
+        scores = tensor[None].to(torch.promote_types(tensor.dtype, torch.float32))
+        tensor = F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)[0]
+    return tensor.argmax(dim=0).to("cpu", torch.int32).numpy()
+
+
+def class_names(metadata: Metadata, num_classes: int = 0) -> list[str]:
+    """Names of the classes; those that the metadata lacks up to ``num_classes`` are numbered."""
+    names = [str(name) for name in getattr(metadata, "stuff_classes", [])]
+    return names + [f"class {index}" for index in range(len(names), num_classes)]
+
+
+def class_colors(metadata: Metadata, num_classes: int = 0) -> np.ndarray:
+    """Colours of the classes, (K, 3) uint8 RGB; those that the metadata lacks are made up.
+
+    Args:
+        metadata: of the dataset.
+        num_classes: at least so many, whatever the metadata holds.
+    """
+    colors = [tuple(color) for color in getattr(metadata, "stuff_colors", [])]
+    for index in range(len(colors), max(num_classes, len(class_names(metadata)))):
+        # Steps of the golden ratio spread hues evenly, however many there will be.
+        hue, lightness = (0.13 + 0.618034 * index) % 1.0, (0.42, 0.6, 0.3)[index % 3]
+        colors.append(tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, lightness, 0.75)))
+    return np.array(colors, dtype=np.uint8).reshape(-1, 3)
+
+
+def color_map(labels: np.ndarray, metadata: Metadata, num_classes: int = 0) -> np.ndarray:
+    """Paint a label map in the pure colours of its classes: (H, W) -> (H, W, 3) uint8 RGB."""
+    colors = class_colors(metadata, num_classes)
+    table = np.concatenate([colors, np.zeros((1, 3), dtype=np.uint8)])
+    return table[np.where(_is_class(labels, len(colors)), labels, len(colors))]
+
+
+def _is_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    return (labels >= 0) & (labels < num_classes)
+
+
+class SemSegVisualizer(Visualizer):
+    """Detectron2's ``Visualizer`` with another ``draw_sem_seg``.
+
+    Detectron2 turns each class into polygons, which lose thin objects and give classes with holes
+    another look than the rest, and its names may lie on another class. Here every pixel is
+    coloured exactly, all classes have the same thin borders, and a name stands where its region
+    is widest or, if it would not be readable there, nowhere.
+    """
+
+    def draw_sem_seg(
+        self,
+        sem_seg: Tensor | np.ndarray,
+        area_threshold: int | None = None,
+        alpha: float = 0.5,
+        names: bool = True,
+    ) -> VisImage:
+        """Draw a segmentation over the image.
+
+        Args:
+            sem_seg: (K, H, W) scores or (H, W) class ids, resized to the image if need be.
+            area_threshold: regions of fewer pixels get no name.
+            alpha: opacity of the colours, 0..1.
+            names: write the names of the classes into their regions.
+        """
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"The opacity must be in 0..1, but is {alpha!r}.")
+        num_classes = sem_seg.shape[0] if len(sem_seg.shape) == 3 else 0
+        labels = to_labels(sem_seg, self.img.shape[:2])
+        colors = class_colors(self.metadata, num_classes)
+        painted = color_map(labels, self.metadata, num_classes).astype(np.float32)
+        opacity = np.where(_is_class(labels, len(colors)), np.float32(alpha), np.float32(0.0))
+        mixed = self.img + opacity[..., None] * (painted - self.img)
+        mixed += (0.6 * min(1.0, 2 * alpha)) * _borders(labels)[..., None] * (255.0 - mixed)
+        self.output.reset_image(mixed + 0.5)
+        if names:
+            self._draw_names(labels, class_names(self.metadata, len(colors)), area_threshold or 0)
+        return self.output
+
+    def _draw_names(self, labels: np.ndarray, names: Sequence[str], area_threshold: int) -> None:
+        height, width = labels.shape
+        font_size = float(np.clip(min(height, width) / 40, 7, 30))  # in points
+        text_height = 1.3 * font_size * self.output.dpi / 72  # in pixels, with its background
+        occupied: list[tuple[float, float, float, float]] = []
+        # Halfway to white: names stand on black, and Detectron2 would tint greys.
+        colors = (class_colors(self.metadata, len(names)) / 255.0 + 1.0) / 2
+        present = np.bincount(labels[_is_class(labels, len(names))], minlength=len(names))
+        for class_id in np.argsort(-present, kind="stable")[: np.count_nonzero(present)]:
+            text = names[class_id]
+            text_width = 0.48 * text_height * (len(text) + 1)
+            for x, y, radius, area in _widest_places(labels == class_id):
+                x = float(np.clip(x, text_width / 2, max(width - text_width / 2, text_width / 2)))
+                box = (x - text_width / 2, y - text_height / 2, text_width, text_height)
+                if area < area_threshold or radius < text_height / 2 or _overlaps(box, occupied):
+                    continue
+                occupied.append(box)
+                self.draw_text(text, (x, box[1]), font_size=font_size, color=colors[class_id])
+
+
+def _borders(labels: np.ndarray) -> np.ndarray:
+    """Whether the pixel to the right or below is of another class: (H, W) bool."""
+    borders = np.zeros(labels.shape, dtype=bool)
+    borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    borders[:-1] |= labels[:-1] != labels[1:]
+    return borders
+
+
+def _widest_places(mask: np.ndarray) -> list[tuple[float, float, float, int]]:
+    """(x, y) where the regions worth a name are widest, the radius there, and their areas."""
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), 8)
+    areas = stats[1:count, cv2.CC_STAT_AREA]
+    # Padded: a region also ends where the picture ends.
+    distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    places = []
+    for index in np.argsort(-areas, kind="stable"):
+        if places and areas[index] < _SHARE_OF_SECOND_NAME * mask.size:
+            break
+        inside = np.where(regions == index + 1, distance, 0.0)
+        y, x = np.unravel_index(inside.argmax(), inside.shape)
+        places.append((float(x), float(y), float(inside[y, x]), int(areas[index])))
+    return places
+
+
+def _overlaps(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> bool:
+    x, y, width, height = box
+    return any(
+        x < other[0] + other[2]
+        and other[0] < x + width
+        and y < other[1] + other[3]
+        and other[1] < y + height
+        for other in others
+    )
+
+
+def overlay(
+    image: np.ndarray,
+    sem_seg: Tensor | np.ndarray,
+    metadata: Metadata,
+    *,
+    opacity: float = 0.5,
+    names: bool | None = None,
+    scale: float = 1.0,
+) -> np.ndarray:
+    """Draw a segmentation over an image.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        sem_seg: (K, h, w) scores or (h, w) class ids of any size; resized to the picture's.
+        metadata: classes and colours.
+        opacity: of the colours, 0 (image only) to 1 (colours only).
+        names: write class names; None does so if the picture is large enough.
+        scale: size of the picture, relative to the image's.
+
+    Returns:
+        (scale H, scale W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: ``opacity`` or ``sem_seg`` cannot be used.
+    """
+    image = enlarge(image, scale)
+    if names is None:
+        names = min(image.shape[:2]) >= MIN_SIDE_FOR_NAMES
+    visualizer = SemSegVisualizer(image, metadata)
+    return visualizer.draw_sem_seg(sem_seg, alpha=opacity, names=names).get_image()
+
+
+def enlarge(image: np.ndarray, scale: float) -> np.ndarray:
+    """Resize a picture by a factor."""
+    size = (max(round(image.shape[1] * scale), 1), max(round(image.shape[0] * scale), 1))
+    return cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+
+
+def side_by_side(
+    pictures: Sequence[np.ndarray], captions: Sequence[str] | None = None, gap: int = 6
+) -> np.ndarray:
+    """Put pictures of one height beside each other, with captions above them if given.
+
+    Raises:
+        ValueError: the heights differ.
+    """
+    heights = {picture.shape[0] for picture in pictures}
+    if len(heights) != 1:
+        raise ValueError(f"Pictures side by side must have one height, but have {sorted(heights)}.")
+    space = np.full((heights.pop(), gap, 3), _PAPER, dtype=np.uint8)
+    row = np.concatenate([part for p in pictures for part in (space, p)][1:], axis=1)
+    if captions is None:
+        return row
+    font_size = _font_size(row.shape[1])
+    head = Image.new("RGB", (row.shape[1], 2 * font_size), _PAPER)
+    pen, left = ImageDraw.Draw(head), 0
+    for picture, caption in zip(pictures, captions, strict=True):
+        place = (left + picture.shape[1] / 2, font_size)
+        pen.text(place, caption, fill=_INK, font=_font(font_size), anchor="mm")
+        left += picture.shape[1] + gap
+    return np.concatenate([np.asarray(head), row])
+
+
+def legend(
+    metadata: Metadata, width: int, labels: np.ndarray | None = None, num_classes: int = 0
+) -> np.ndarray:
+    """Draw a strip with colour and name of the classes, wrapped to a width.
+
+    Args:
+        metadata: classes and colours.
+        width: of the strip in pixels.
+        labels: (H, W) label map; only its classes are listed. None lists all.
+        num_classes: at least so many, whatever the metadata holds.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    colors = class_colors(metadata, num_classes)
+    names = class_names(metadata, len(colors))
+    class_ids = range(len(names)) if labels is None else np.unique(labels)
+    font_size = _font_size(width)
+    font, line, places = _font(font_size), 2 * font_size, []
+    left, top = font_size // 2, 0
+    for class_id in (int(i) for i in class_ids if 0 <= i < len(names)):
+        extent = round(font.getlength(names[class_id])) + 3 * font_size
+        if left + extent > width and left > font_size // 2:
+            left, top = font_size // 2, top + line
+        places.append((left, top, class_id))
+        left += extent
+    strip = Image.new("RGB", (width, top + line), _PAPER)
+    pen = ImageDraw.Draw(strip)
+    for left, top, class_id in places:
+        swatch = (left, top + font_size // 2, left + font_size, top + font_size // 2 + font_size)
+        pen.rectangle(swatch, fill=tuple(colors[class_id].tolist()), outline=_INK)
+        place = (left + 1.5 * font_size, top + font_size)
+        pen.text(place, names[class_id], fill=_INK, font=font, anchor="lm")
+    return np.asarray(strip)
+
+
+def _font_size(width: int) -> int:
+    return int(np.clip(width / 55, 10, 32))
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # Matplotlib brings it along, and Detectron2's names are written with it.
+    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    return ImageFont.truetype(path, size)

@@ -1,0 +1,390 @@
+"""EfficientFormerV2: attention step by step, sizes, counts, gradients, initial values."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offseg_d2.layers import DropPath
+from offseg_d2.modeling import EfficientFormerV2
+from offseg_d2.modeling.backbone.efficientformer_v2 import (
+    EFFICIENTFORMER_V2_VARIANTS,
+    Attention,
+    AttentionBias,
+    Block,
+    ConvBN,
+    DownsamplingAttention,
+)
+from tests.common import assert_close, offseg_config, spread_weights
+
+PARAMETERS = {"s0": 3_259_152, "s1": 5_748_360, "s2": 12_151_408, "l": 25_578_016}
+DEPTHS = {"s0": (2, 2, 6, 4), "s1": (3, 3, 9, 6), "s2": (4, 4, 12, 8), "l": (5, 5, 15, 10)}
+ATTENTION_BLOCKS = {"s0": 2, "s1": 2, "s2": 4, "l": 6}
+VARIANTS = sorted(PARAMETERS)
+
+
+def spread_norms(module: nn.Module) -> nn.Module:
+    """Weights away from their initial values, and batch norms with statistics that matter."""
+    spread_weights(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.8, 1.2)
+    return module.double().eval()
+
+
+def make_backbone(variant: str = "s0", **kwargs) -> EfficientFormerV2:
+    return spread_norms(EfficientFormerV2(variant=variant, **kwargs))
+
+
+def images(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_number_of_parameters_is_exact(variant):
+    with torch.device("meta"):
+        backbone = EfficientFormerV2(variant=variant)
+    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[variant]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_last_blocks_of_the_coarse_stages_have_attention(variant):
+    with torch.device("meta"):
+        stages = EfficientFormerV2(variant=variant).stages
+    assert tuple(len(stage) for stage in stages) == DEPTHS[variant]
+    for level, stage in enumerate(stages):
+        plain = len(stage) - (ATTENTION_BLOCKS[variant] if level >= 2 else 0)
+        has_attention = [block.token_mixer is not None for block in stage]
+        assert has_attention == [index >= plain for index in range(len(stage))]
+        for block in stage:
+            if block.token_mixer is not None:
+                assert (block.token_mixer.stride_conv is not None) == (level == 2)
+                assert hasattr(block, "layer_scale_1")
+            else:
+                assert not hasattr(block, "layer_scale_1")
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 96), (93, 93), (160, 32)])
+def test_levels_are_at_strides_4_8_16_32(size):
+    backbone = EfficientFormerV2(variant="s0").eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, *size))
+    shapes = backbone.output_shape()
+    assert list(features) == ["res2", "res3", "res4", "res5"]
+    for name, stride in zip(features, (4, 8, 16, 32), strict=True):
+        expected = tuple(math.ceil(x / stride) for x in size)
+        assert features[name].shape == (1, shapes[name].channels, *expected)
+        assert shapes[name].stride == stride
+    assert backbone.size_divisibility == 32
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_gives_its_output_shapes(variant):
+    backbone = EfficientFormerV2(variant=variant).eval()
+    with torch.no_grad():
+        features = backbone(torch.zeros(1, 3, 32, 64))
+    widths = EFFICIENTFORMER_V2_VARIANTS[variant].widths
+    for i, (name, shape) in enumerate(backbone.output_shape().items()):
+        assert features[name].shape == (1, widths[i], 8 >> i, 16 >> i)
+        assert shape.channels == widths[i]
+
+
+def test_only_the_asked_outputs_are_returned():
+    backbone = EfficientFormerV2(variant="s0", out_features=("res3", "res5")).eval()
+    with torch.no_grad():
+        features = backbone(torch.randn(1, 3, 32, 32))
+    assert list(features) == list(backbone.output_shape()) == ["res3", "res5"]
+
+
+# ---------------------------------------------------------------- attention
+
+
+def test_bias_indices_are_the_distances_on_the_nominal_grids():
+    same, halved = AttentionBias(16, 16), AttentionBias(16, 32)
+    assert same.table.shape == (8, 256) and halved.table.shape == (8, 1024)
+    for p in range(0, 256, 7):
+        for q in range(256):
+            expected = abs(p // 16 - q // 16) * 16 + abs(p % 16 - q % 16)
+            assert same.indices[p, q] == expected
+        for q in range(0, 1024, 3):
+            expected = abs(2 * (p // 16) - q // 32) * 32 + abs(2 * (p % 16) - q % 32)
+            assert halved.indices[p, q] == expected
+
+
+def test_bias_of_the_nominal_input_is_the_table_itself():
+    bias = spread_weights(AttentionBias(4, 8)).double()
+    expected = bias.table[:, bias.indices]
+    assert torch.equal(bias(16, 64)[0], expected)
+    # ... which resizing would leave unchanged
+    resized = F.interpolate(expected[None], size=(16, 64), mode="bicubic")
+    assert_close(resized[0], expected, 1e-12)
+
+
+def cubic(distance: float, a: float = -0.75) -> float:
+    d = abs(distance)
+    if d <= 1:
+        return (a + 2) * d**3 - (a + 3) * d**2 + 1
+    return a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a if d < 2 else 0.0
+
+
+def bicubic_by_loops(image: Tensor, height: int, width: int) -> Tensor:
+    """(H, W) -> (height, width): half-pixel centres, borders repeated, no antialiasing."""
+
+    def taps(length: int, new: int, position: int) -> list[tuple[int, float]]:
+        source = (position + 0.5) * length / new - 0.5
+        first = math.floor(source) - 1
+        clamped = [min(max(first + i, 0), length - 1) for i in range(4)]
+        return [(clamped[i], cubic(source - first - i)) for i in range(4)]
+
+    out = image.new_zeros(height, width)
+    for y in range(height):
+        for x in range(width):
+            for row, row_weight in taps(image.shape[0], height, y):
+                for column, column_weight in taps(image.shape[1], width, x):
+                    out[y, x] += row_weight * column_weight * image[row, column]
+    return out
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(6, 6), (3, 12), (25, 9)])
+def test_bias_of_other_inputs_is_resized_on_the_flattened_tokens(queries, keys):
+    bias = spread_weights(AttentionBias(4, 4)).double()
+    table = bias.table[:, bias.indices]  # (8, 16, 16)
+    resized = bias(queries, keys)
+    assert resized.shape == (1, 8, queries, keys)
+    assert_close(resized[0, 3], bicubic_by_loops(table[3], queries, keys), 1e-10)
+
+
+def conv_bn(module: ConvBN, features: Tensor) -> Tensor:
+    """Convolution and the affine map of a batch norm in evaluation, written out."""
+    conv, bn = module.conv, module.bn
+    out = F.conv2d(features, conv.weight, conv.bias, conv.stride, conv.padding, 1, conv.groups)
+    factor = bn.weight / (bn.running_var + 1e-5).sqrt()
+    return (out - bn.running_mean[:, None, None]) * factor[:, None, None] + bn.bias[:, None, None]
+
+
+def attention_by_steps(layer: Attention, features: Tensor) -> Tensor:
+    tokens = conv_bn(layer.stride_conv, features) if layer.stride_conv else features
+    batch, _, height, width = tokens.shape
+    n = height * width
+    q = conv_bn(layer.q, tokens).reshape(batch, 8, 32, n)
+    k = conv_bn(layer.k, tokens).reshape(batch, 8, 32, n)
+    v_map = conv_bn(layer.v, tokens)
+    v = v_map.reshape(batch, 8, 128, n)
+    bias = layer.bias(n, n)[0]
+    similarity = torch.einsum("bhdp,bhdq->bhpq", q, k) / math.sqrt(32) + bias
+    w1, b1 = layer.talking_head1.weight[:, :, 0, 0], layer.talking_head1.bias
+    w2, b2 = layer.talking_head2.weight[:, :, 0, 0], layer.talking_head2.bias
+    mixed = torch.einsum("gh,bhpq->bgpq", w1, similarity) + b1[:, None, None]
+    attention = mixed.exp() / mixed.exp().sum(-1, keepdim=True)
+    attention = torch.einsum("gh,bhpq->bgpq", w2, attention) + b2[:, None, None]
+    out = torch.einsum("bhpq,bhdq->bhdp", attention, v).reshape(batch, 1024, height, width)
+    out = out + conv_bn(layer.v_local, v_map)
+    if layer.stride_conv:
+        out = F.interpolate(out, size=features.shape[-2:], mode="bilinear", align_corners=False)
+    return conv_bn(layer.proj, F.gelu(out))
+
+
+@pytest.mark.parametrize("size", [(4, 6), (8, 8)])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_attention_equals_its_formula_step_by_step(stride, size):
+    layer = spread_norms(Attention(24, stride, grid=16))
+    features = images(2, 24, *size)
+    with torch.no_grad():
+        assert_close(layer(features), attention_by_steps(layer, features), 1e-10)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (8, 8)])
+def test_downsampling_attention_equals_its_formula_step_by_step(size):
+    layer = spread_norms(DownsamplingAttention(24, 40, grid=16))
+    features = images(2, 24, *size)
+    height, width = size[0] // 2, size[1] // 2
+    n_q, n_k = height * width, size[0] * size[1]
+    with torch.no_grad():
+        local = F.conv2d(
+            features, layer.q_local.weight, layer.q_local.bias, stride=2, padding=1, groups=24
+        )
+        subsampled = torch.stack(
+            [features[:, :, y, x] for y in range(0, size[0], 2) for x in range(0, size[1], 2)], -1
+        ).reshape(2, 24, height, width)
+        q = conv_bn(layer.q, local + subsampled).reshape(2, 8, 16, n_q)
+        k = conv_bn(layer.k, features).reshape(2, 8, 16, n_k)
+        v_map = conv_bn(layer.v, features)
+        similarity = torch.einsum("bhdp,bhdq->bhpq", q, k) / 4 + layer.bias(n_q, n_k)
+        attention = similarity.exp() / similarity.exp().sum(-1, keepdim=True)
+        out = torch.einsum("bhpq,bhdq->bhdp", attention, v_map.reshape(2, 8, 64, n_k))
+        out = out.reshape(2, 512, height, width) + conv_bn(layer.v_local, v_map)
+        expected = conv_bn(layer.proj, F.gelu(out))
+        assert_close(layer(features), expected, 1e-10)
+
+
+def test_block_scales_and_adds_each_branch_in_turn():
+    mixer = Attention(16, 1, grid=16)
+    block = spread_norms(Block(16, 2, mixer, drop_path=0.0, layer_scale_init=1e-5))
+    features = images(1, 16, 4, 4)
+    with torch.no_grad():
+        middle = features + block.layer_scale_1 * block.token_mixer(features)
+        mlp = block.mlp
+        hidden = F.gelu(mlp.norm1(mlp.fc1(middle)))
+        hidden = F.gelu(mlp.mid_norm(mlp.mid(hidden)))
+        expected = middle + block.layer_scale_2 * mlp.norm2(mlp.fc2(hidden))
+        assert_close(block(features), expected, 1e-12)
+
+
+def test_drop_path_acts_on_both_branches_of_a_block():
+    block = Block(8, 2, Attention(8, 1, grid=16), drop_path=0.5, layer_scale_init=1.0).train()
+    branches: list[Tensor] = []
+    block.drop_path.register_forward_hook(lambda _, __, out: branches.append(out))
+    block(torch.randn(64, 8, 2, 2))
+    assert len(branches) == 2
+    for branch in branches:
+        dropped = branch.eq(0).flatten(1).all(1)
+        assert 0 < dropped.sum() < 64
+    first, second = (b.eq(0).flatten(1).all(1) for b in branches)
+    assert not torch.equal(first, second)  # drawn on their own
+
+
+@pytest.mark.parametrize(("variant", "largest"), [("s1", 0.0), ("s2", 0.02), ("l", 0.1)])
+def test_drop_path_rates_grow_linearly_over_all_blocks(variant, largest):
+    with torch.device("meta"):
+        backbone = EfficientFormerV2(variant=variant)
+    rates = [m.rate for m in backbone.modules() if isinstance(m, DropPath)]
+    last = sum(DEPTHS[variant]) - 1
+    assert rates == pytest.approx([largest * i / last for i in range(last + 1)])
+
+
+# --------------------------------------------------------------- invariants
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    backbone, batch = make_backbone(), images(3, 3, 64, 32)
+    with torch.no_grad():
+        together, alone = backbone(batch), backbone(batch[1:2])
+    for name in together:
+        assert_close(together[name][1:2], alone[name], 1e-10)
+
+
+def test_evaluation_is_repeatable_and_follows_new_weights_at_once():
+    backbone, batch = make_backbone(), images(1, 3, 64, 64)
+    with torch.no_grad():
+        first = backbone(batch)["res5"]
+        assert torch.equal(backbone(batch)["res5"], first)
+        for name, parameter in backbone.named_parameters():
+            if name.endswith("bias.table"):  # no stale cache of the resized biases
+                parameter.add_(torch.randn_like(parameter))
+        assert (backbone(batch)["res5"] - first).abs().max() > 1e-4
+
+
+def test_derived_indices_are_not_saved():
+    assert not any("indices" in name for name in EfficientFormerV2(variant="s0").state_dict())
+
+
+def test_every_parameter_gets_a_gradient_unless_it_cannot_matter():
+    backbone = make_backbone(drop_path_rate=0.0)  # batch norms in evaluation
+    features = backbone(images(2, 3, 64, 64))
+    sum((x * torch.randn_like(x)).sum() for x in features.values()).backward()
+    # The same amount on all keys does not change a softmax over the keys.
+    no_influence = {
+        name
+        for name, _ in backbone.named_parameters()
+        if name.endswith((".k.conv.bias", ".k.bn.bias", "talking_head1.bias"))
+    }
+    assert len(no_influence) == 14
+    largest = max(p.grad.norm() for p in backbone.parameters())
+    for name, parameter in backbone.named_parameters():
+        assert parameter.grad is not None, name
+        relative = parameter.grad.norm() / largest
+        assert relative < 1e-13 if name in no_influence else relative > 1e-10, name
+
+
+def test_all_parameters_of_a_fresh_model_in_training_have_gradients():
+    backbone = EfficientFormerV2(variant="s0").train()
+    features = backbone(torch.randn(2, 3, 64, 64))
+    sum(x.square().sum() for x in features.values()).backward()
+    missing = [n for n, p in backbone.named_parameters() if p.grad is None]
+    assert not missing
+
+
+def test_batch_norms_use_batch_statistics_in_training_and_keep_them():
+    backbone = EfficientFormerV2(variant="s0").train()
+    before = {n: b.clone() for n, b in backbone.named_buffers() if "running_mean" in n}
+    backbone(torch.randn(2, 3, 64, 64))
+    unchanged = [
+        n for n, b in backbone.named_buffers() if n in before and torch.equal(b, before[n])
+    ]
+    assert before and not unchanged
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_autocast_stays_close_to_float32(dtype):
+    backbone = make_backbone().float()
+    batch = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = backbone(batch)["res5"]
+        with torch.autocast("cpu", dtype):
+            actual = backbone(batch)["res5"]
+    assert (actual.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+# ----------------------------------------------------------- initial values
+
+
+def test_weights_start_as_published():
+    backbone = EfficientFormerV2(variant="s1")
+    # Standard deviations that the authors' initialisation gave, by kind.
+    expected = {
+        "stem.0.conv.weight": 0.110916,  # PyTorch's default for convolutions
+        "stem.2.conv.weight": 0.047789,
+        "stages.0.0.mlp.fc1.weight": 0.02,
+        "stages.0.0.mlp.fc2.weight": 0.02,
+        "stages.0.0.mlp.mid.weight": 0.193572,
+        "stages.0.0.mlp.mid.bias": 0.182972,
+        "downsamples.0.proj.weight": 0.033905,
+    }
+    parameters = dict(backbone.named_parameters())
+    for name, std in expected.items():
+        parameter = parameters[name]
+        tolerance = max(0.02, 4 / math.sqrt(2 * parameter.numel()))
+        assert parameter.std().item() == pytest.approx(std, rel=tolerance), name
+    for name, parameter in parameters.items():
+        if name.endswith(("fc1.bias", "fc2.bias", "bias.table")):
+            assert not parameter.any(), name
+        if "layer_scale" in name:
+            assert parameter.ndim == 3 and parameter.eq(1e-5).all(), name
+    for module in backbone.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.weight.eq(1).all() and not module.bias.any()
+            assert (module.eps, module.momentum) == (1e-5, 0.1)
+
+
+def test_config_chooses_variant_rate_and_layer_scale():
+    opts = ["MODEL.EFFICIENTFORMER_V2.VARIANT", "s2"]
+    own = EfficientFormerV2(offseg_config(*opts), None)
+    assert max(m.rate for m in own.modules() if isinstance(m, DropPath)) == 0.02
+    opts += ["MODEL.EFFICIENTFORMER_V2.DROP_PATH_RATE", 0.0]
+    opts += ["MODEL.EFFICIENTFORMER_V2.LAYER_SCALE_INIT", 0.1]
+    given = EfficientFormerV2(offseg_config(*opts), None)
+    assert max(m.rate for m in given.modules() if isinstance(m, DropPath)) == 0.0
+    assert given.stages[3][7].layer_scale_1.eq(0.1).all()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (
+            {"variant": "s3"},
+            r"^`MODEL.EFFICIENTFORMER_V2.VARIANT` must be one of \['l', 's0', 's1', 's2'\], "
+            r"but is 's3'\.$",
+        ),
+        (
+            {"variant": "s0", "out_features": ("res2", "res6")},
+            r"^`MODEL.BACKBONE.OUT_FEATURES` must be among .*, but has \['res6'\]\.$",
+        ),
+        ({"variant": "s0", "drop_path_rate": 1.0}, r"`rate` must be in \[0, 1\), but is 1.0"),
+    ],
+)
+def test_unknown_choices_are_refused(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        EfficientFormerV2(**kwargs)

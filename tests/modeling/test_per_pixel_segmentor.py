@@ -1,0 +1,270 @@
+"""The per-pixel meta-architecture with OffSeg: Detectron2's contract, sizes, padding, losses."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+
+from offseg_d2.modeling import (
+    InferenceSettings,
+    OffsetLearning,
+    PerPixelHead,
+    PerPixelSegmentor,
+)
+from tests.common import SMALL_OFFSEG, assert_close, build_offseg, random_batch, spread_weights
+
+SIZES = [(32, 32), (33, 45), (96, 100), (360, 480), (400, 512)]
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+
+
+class Halving(Backbone):
+    """A backbone whose features are its input, averaged two by two."""
+
+    def __init__(self, divisibility: int = 4) -> None:
+        super().__init__()
+        self.divisibility = divisibility
+        self.norm = nn.BatchNorm2d(3)
+        self.seen: list[Tensor] = []
+
+    @property
+    def size_divisibility(self) -> int:
+        return self.divisibility
+
+    def output_shape(self) -> dict[str, ShapeSpec]:
+        return {"res2": ShapeSpec(channels=3, stride=2)}
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        self.seen.append(image)
+        return {"res2": F.avg_pool2d(image, 2) + 0 * self.norm(image).sum()}
+
+
+class Finest(nn.Module):
+    def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
+        return list(features.values())
+
+
+def tiny_segmentor(**kwargs) -> PerPixelSegmentor:
+    """Logits are the normalised colours."""
+    head = PerPixelHead(pixel_decoder=Finest(), classifier=nn.Identity(), ignore_value=255)
+    settings = {"backbone": Halving(), "pixel_mean": MEAN, "pixel_std": STD} | kwargs
+    return PerPixelSegmentor(sem_seg_head=head, **settings)
+
+
+def small_offseg(*opts: object) -> nn.Module:
+    return spread_weights(build_offseg(*SMALL_OFFSEG, *opts)).eval()
+
+
+def predict(model: nn.Module, batch: list[dict]) -> list[Tensor]:
+    with torch.no_grad():
+        return [result["sem_seg"] for result in model(batch)]
+
+
+# ------------------------------------------------------------------ sizes
+
+
+@pytest.mark.parametrize("classifier", ["offset", "plain"])
+def test_any_size_gives_finite_logits_of_that_size(classifier):
+    model = small_offseg("MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier)
+    for size in SIZES:
+        (logits,) = predict(model, random_batch([size]))
+        assert logits.shape == (5, *size) and logits.isfinite().all(), size
+        assert logits.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 70), (31, 500)])
+def test_even_tiny_and_narrow_images_work(size):
+    (logits,) = predict(small_offseg(), random_batch([size]))
+    assert logits.shape == (5, *size) and logits.isfinite().all()
+
+
+def test_image_is_padded_to_a_multiple_of_32_and_the_surplus_cut_off():
+    model, (record,) = small_offseg(), random_batch([(33, 45)])
+    (logits,) = predict(model, [record])
+    normalised = model.normalise(record["image"])[None]
+    padded = F.pad(normalised, [0, 19, 0, 31])  # zeros after normalisation: the mean colour
+    with torch.no_grad():
+        stride_4 = model.sem_seg_head(model.backbone(padded))
+    expected = F.interpolate(stride_4, size=(64, 64), mode="bilinear", align_corners=False)
+    assert_close(logits, expected[0, :, :33, :45])
+
+
+def test_multiples_of_32_are_not_padded():
+    model, (record,) = small_offseg(), random_batch([(64, 96)])
+    sizes = []
+    model.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
+    (logits,) = predict(model, [record])
+    assert sizes == [(64, 96)]
+    with torch.no_grad():
+        stride_4 = model.sem_seg_head(model.backbone(model.normalise(record["image"])[None]))
+    expected = F.interpolate(stride_4, size=(64, 96), mode="bilinear", align_corners=False)
+    assert_close(logits, expected[0])
+
+
+def test_images_of_a_batch_do_not_influence_each_other_whatever_their_sizes():
+    model = small_offseg().double()
+    batch = random_batch([(64, 64), (33, 45), (64, 64), (96, 32), (45, 33)])
+    together = predict(model, batch)
+    for record, logits in zip(batch, together, strict=True):
+        assert_close(logits, predict(model, [record])[0], 1e-9)
+
+
+def test_result_has_the_size_asked_for():
+    model, (record,) = small_offseg(), random_batch([(40, 64)])
+    (own,) = predict(model, [record])
+    (asked,) = predict(model, [record | {"height": 75, "width": 31}])
+    expected = F.interpolate(own[None], size=(75, 31), mode="bilinear", align_corners=False)[0]
+    assert asked.shape == (5, 75, 31)
+    assert_close(asked, expected)
+
+
+def test_labels_are_not_needed_nor_read_in_evaluation():
+    model, (record,) = small_offseg(), random_batch([(32, 32)])
+    (expected,) = predict(model, [record])
+    assert torch.equal(predict(model, [{"image": record["image"]}])[0], expected)
+
+
+def test_an_empty_batch_gives_an_empty_list():
+    assert predict(tiny_segmentor().eval(), []) == []
+
+
+# --------------------------------------------------------------- inference
+
+
+def test_sliding_window_equals_whole_image_when_window_covers_it():
+    model, batch = small_offseg(), random_batch([(64, 96), (50, 70)])
+    whole = predict(model, batch)
+    model.inference = InferenceSettings("slide", (64, 96), (48, 48))
+    for logits, expected in zip(predict(model, batch), whole, strict=True):
+        assert_close(logits, expected)
+
+
+def test_sliding_window_is_the_average_of_its_windows():
+    model, (record,) = small_offseg(), random_batch([(64, 100)])
+    model.inference = InferenceSettings("slide", (64, 64), (32, 32))
+    (logits,) = predict(model, [record])
+    total, count = torch.zeros(5, 64, 100), torch.zeros(64, 100)
+    for left in (0, 32, 36):
+        (window,) = predict(model, [{"image": record["image"][..., left : left + 64]}])
+        whole = model.inference
+        model.inference = InferenceSettings("whole")
+        (window,) = predict(model, [{"image": record["image"][..., left : left + 64]}])
+        model.inference = whole
+        total[..., left : left + 64] += window
+        count[..., left : left + 64] += 1
+    assert_close(logits, total / count)
+
+
+def test_normalisation_is_that_of_imagenet_in_rgb():
+    model = build_offseg(*SMALL_OFFSEG)
+    image = torch.tensor([0, 128, 255], dtype=torch.uint8).view(3, 1, 1)
+    expected = [(v - m) / s for v, m, s in zip((0, 128, 255), MEAN, STD, strict=True)]
+    assert_close(model.normalise(image).flatten(), torch.tensor(expected))
+
+
+# ---------------------------------------------------------------- training
+
+
+def test_training_pads_to_the_training_size_with_mean_colour_and_ignored_labels():
+    model = tiny_segmentor(train_size=(8, 12)).train()
+    (record,) = random_batch([(6, 10)], num_classes=3)
+    loss = model([record])["loss_sem_seg"]
+    (seen,) = model.backbone.seen
+    normalised = model.normalise(record["image"])
+    assert torch.equal(seen, F.pad(normalised, [0, 2, 0, 2])[None])
+    logits = F.avg_pool2d(seen, 2)
+    logits = F.interpolate(logits, size=(8, 12), mode="bilinear", align_corners=False)
+    log_probabilities = logits.log_softmax(1)[0, :, :6, :10]
+    picked = log_probabilities.gather(0, record["sem_seg"][None])
+    assert_close(loss, -picked.sum() / (8 * 12))  # all pixels, the padding too
+
+
+def test_training_pads_a_batch_of_different_sizes_to_the_largest():
+    model = tiny_segmentor().train()
+    model(random_batch([(4, 10), (9, 6)], num_classes=3))
+    # 9 x 10, then to the backbone's multiple of 4
+    assert model.backbone.seen[0].shape == (2, 3, 12, 12)
+
+
+def test_images_larger_than_the_training_size_are_not_cut():
+    model = tiny_segmentor(train_size=(4, 4)).train()
+    model(random_batch([(8, 12)], num_classes=3))
+    assert model.backbone.seen[0].shape == (1, 3, 8, 12)
+
+
+def test_loss_of_padded_pixels_does_not_depend_on_what_the_model_says_there():
+    model, (record,) = tiny_segmentor().train(), random_batch([(8, 8)], num_classes=3)
+    record["sem_seg"][:, 4:] = 255
+    loss = model([record])["loss_sem_seg"]
+    half = F.interpolate(F.avg_pool2d(model.backbone.seen[0], 2), size=(8, 8), mode="bilinear")
+    picked = half.log_softmax(1)[0, :, :, :4].gather(0, record["sem_seg"][None, :, :4])
+    assert_close(loss, -picked.sum() / 64)
+
+
+def test_training_returns_one_differentiable_scalar():
+    losses = small_offseg().train()(random_batch([(64, 64), (64, 64)]))
+    assert list(losses) == ["loss_sem_seg"]
+    assert losses["loss_sem_seg"].shape == () and losses["loss_sem_seg"].requires_grad
+
+
+@pytest.mark.parametrize("key", [("INPUT.CROP.ENABLED", False), ("INPUT.CROP.TYPE", "relative")])
+def test_training_size_is_the_crop_size_if_crops_have_one(key):
+    crop = ["INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [96, 64]]
+    assert build_offseg(*SMALL_OFFSEG, *crop).train_size == (96, 64)
+    assert build_offseg(*SMALL_OFFSEG, *crop, *key).train_size == (0, 0)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_frozen_batch_norms_keep_their_statistics_but_still_learn(frozen):
+    model = build_offseg(*SMALL_OFFSEG, "MODEL.BACKBONE.FREEZE_BATCH_NORM", frozen).train()
+    before = {n: b.clone() for n, b in model.named_buffers() if "running" in n}
+    model(random_batch([(64, 64), (64, 64)]))["loss_sem_seg"].backward()
+    after = dict(model.named_buffers())
+    changed = {n for n in before if not torch.equal(before[n], after[n])}
+    assert changed == (set() if frozen else set(before))
+    assert model.training and model.backbone.training
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert {m.training for m in norms} == {not frozen}
+    assert all(m.weight.grad is not None for m in norms)
+    assert all(not m.training for m in model.eval().modules())
+
+
+# ------------------------------------------------------------ number types
+
+
+def test_float64_model_gives_float64():
+    (logits,) = predict(small_offseg().double(), random_batch([(33, 40)]))
+    assert logits.dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_gives_float32_logits_near_those_without(dtype):
+    model, batch = small_offseg(), random_batch([(64, 96)])
+    (expected,) = predict(model, batch)
+    with torch.autocast("cpu", dtype):
+        (actual,) = predict(model, batch)
+    assert actual.dtype == torch.float32
+    assert (actual - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_autocast_trains_with_finite_gradients_and_offsets_in_float32(monkeypatch):
+    types = []
+    scores = OffsetLearning.scores
+
+    def record(self, pixels, representations):
+        types.append(pixels.dtype)
+        return scores(self, pixels, representations)
+
+    monkeypatch.setattr(OffsetLearning, "scores", record)
+    model = small_offseg().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(random_batch([(64, 64), (64, 64)]))["loss_sem_seg"]
+    loss.backward()
+    assert types == [torch.float32] and loss.dtype == torch.float32
+    for name, parameter in model.named_parameters():
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.isfinite().all(), name
+
+
+def test_pixel_statistics_are_not_saved():
+    assert not any("pixel_" in name for name in tiny_segmentor().state_dict())
