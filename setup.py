@@ -35,7 +35,7 @@ setup(
     # Detectron2 is missing on purpose: it has no release on the package index, so that no
     # requirement line can name it. tools/setup_env.py installs it (make setup).
     install_requires=[
-        "torch>=2.4",
+        "torch>=2.6",  # the first whose weights_only loading executes nothing
         "torchvision",
         "numpy",
         "scipy",

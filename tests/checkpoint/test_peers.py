@@ -73,7 +73,7 @@ def hugging_face(kind: str, eps: float | None, **config):
 
 
 # Their layer norms add 1e-5 to the variance, ours (as in OffSeg's models) 1e-6.
-EPSILONS = [(1e-6, 1e-5), (None, 1e-3)]
+EPSILONS = [(1e-6, 1e-5), (None, 1e-4)]
 
 
 @pytest.mark.parametrize("eps, tolerance", EPSILONS)

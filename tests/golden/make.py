@@ -25,8 +25,9 @@ TENSOR_SUFFIXES = ("__shape", "__step", "__sample", "__stats", "__fp64diff")
 # Optimizer groups of the authors' runs: base, without weight decay, fast.
 GROUPS = ("lr=6e-05 wd=0.01", "lr=6e-05 wd=0", "lr=0.0006 wd=0.01")
 RUNS = {
-    f"offseg_{size[0].lower()}_ade20k": f"offseg/{size}/offseg-{size[0].lower()}_ade20k_160k-512x512.py"
-    for size in ("Tiny", "Base", "Large")
+    "offseg_t_ade20k": "offseg/Tiny/offseg-t_ade20k_160k-512x512.py",
+    "offseg_b_ade20k": "offseg/Base/offseg-b_ade20k_160k-512x512.py",
+    "offseg_l_ade20k": "offseg/Large/offseg-l_ade20k_160k-512x512.py",
 }
 
 

@@ -380,7 +380,7 @@ def test_config_chooses_variant_rate_and_layer_scale():
         ),
         (
             {"variant": "s0", "out_features": ("res2", "res6")},
-            r"^`MODEL.BACKBONE.OUT_FEATURES` must be among .*, but has \['res6'\]\.$",
+            r"^`out_features` must be among .*, but has \['res6'\]\.$",
         ),
         ({"variant": "s0", "drop_path_rate": 1.0}, r"`rate` must be in \[0, 1\), but is 1.0"),
     ],
@@ -388,3 +388,18 @@ def test_config_chooses_variant_rate_and_layer_scale():
 def test_unknown_choices_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         EfficientFormerV2(**kwargs)
+
+
+def test_kept_attention_bias_follows_the_size_and_the_weights():
+    bias = AttentionBias(4, 4).eval()
+    with torch.no_grad():
+        bias.table.normal_()
+        first = bias(9, 9)
+        assert bias(9, 9) is first
+        assert bias(6, 9).shape == (1, 8, 6, 9)
+        bias.table.mul_(2)
+        assert_close(bias(9, 9), 2 * first)
+        bias.load_state_dict({"table": torch.ones_like(bias.table)})
+        assert_close(bias(9, 9), torch.ones(1, 8, 9, 9))
+        assert bias.double()(9, 9).dtype == torch.float64
+    assert bias.train()(9, 9).requires_grad

@@ -163,7 +163,7 @@ def test_resizing_uses_half_pixel_centres_without_antialiasing():
         ({"crop_size": (512,)}, r"`TEST.SEM_SEG.CROP_SIZE` must be two positive sizes, but is"),
         ({"stride": (480, -1)}, r"`TEST.SEM_SEG.STRIDE` must be two positive sizes, but is"),
         (
-            {"crop_size": (512, 512), "stride": (513, 480)},
+            {"mode": "slide", "crop_size": (512, 512), "stride": (513, 480)},
             r"`TEST.SEM_SEG.STRIDE` must not exceed CROP_SIZE \(512, 512\).* but is \(513, 480\)",
         ),
         ({"window_batch": 0}, r"`TEST.SEM_SEG.WINDOW_BATCH` must be at least 1, but is 0"),

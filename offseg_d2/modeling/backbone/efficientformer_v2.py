@@ -114,9 +114,23 @@ class AttentionBias(nn.Module):
         indices = distance[:, None, :, None] * key_grid + distance[None, :, None, :]
         indices = indices.reshape(query_grid**2, key_grid**2)
         self.register_buffer("indices", indices, persistent=False)
+        self._cached: tuple[tuple, Tensor] | None = None
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
-        """The biases for this many tokens: (1, h, Nq, Nk)."""
+        """The biases for this many tokens: (1, h, Nq, Nk).
+
+        In evaluation the last result is kept, for as long as neither sizes nor weights change.
+        """
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._cached = None
+            return self._resized(num_queries, num_keys)
+        table = self.table  # `_version` counts changes in place, loading weights among them
+        key = (num_queries, num_keys, table.data_ptr(), table._version, table.dtype, table.device)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, self._resized(num_queries, num_keys))
+        return self._cached[1]
+
+    def _resized(self, num_queries: int, num_keys: int) -> Tensor:
         bias = self.table[:, self.indices][None]
         if bias.shape[-2:] == (num_queries, num_keys):
             return bias
@@ -316,7 +330,7 @@ class EfficientFormerV2(Backbone):
         unknown = sorted(set(out_features) - set(levels))
         if unknown:
             raise ValueError(
-                f"`MODEL.BACKBONE.OUT_FEATURES` must be among {sorted(levels)}, but has {unknown}."
+                f"`out_features` must be among {sorted(levels)}, but has {unknown}."
             )
         self.stem = nn.Sequential(
             ConvBN(3, widths[0] // 2, 3, stride=2),

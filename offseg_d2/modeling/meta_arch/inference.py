@@ -38,7 +38,8 @@ class InferenceSettings:
         for key, pair in (("CROP_SIZE", self.crop_size), ("STRIDE", self.stride)):
             if len(pair) != 2 or min(pair) < 1:
                 raise ValueError(f"`TEST.SEM_SEG.{key}` must be two positive sizes, but is {pair}.")
-        if any(step > size for step, size in zip(self.stride, self.crop_size, strict=True)):
+        gaps = any(step > size for step, size in zip(self.stride, self.crop_size, strict=True))
+        if self.mode == "slide" and gaps:
             raise ValueError(
                 f"`TEST.SEM_SEG.STRIDE` must not exceed CROP_SIZE {self.crop_size}, or pixels "
                 f"between the windows get no prediction, but is {self.stride}."
