@@ -1,9 +1,11 @@
 """Every configuration key that offseg_d2 adds to Detectron2's defaults.
 
 One line of meaning per key. Keys of Detectron2 keep their Detectron2 meaning; those whose
-default value changes are listed at the end of :func:`add_offseg_config`. Keys of Detectron2 that have no
-effect here: INPUT.RANDOM_FLIP (FLIP_PROBABILITY instead), INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST
-(RESIZE.SCALE_TEST instead), SOLVER.REFERENCE_WORLD_SIZE, TEST.AUG, TEST.PRECISE_BN, VIS_PERIOD.
+default value changes are listed at the end of :func:`add_offseg_config`.
+
+Keys of Detectron2 that have no effect here: INPUT.RANDOM_FLIP (FLIP_PROBABILITY instead),
+INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST (RESIZE.SCALE_TEST instead), SOLVER.REFERENCE_WORLD_SIZE,
+TEST.AUG, TEST.PRECISE_BN, VIS_PERIOD.
 """
 
 import contextlib

@@ -61,7 +61,8 @@ class Predictor:
         self._check_classes()
         self.augmentations = AugmentationList(build_augmentations(self.cfg, is_train=False))
         self.model = Trainer.build_model(self.cfg).eval()
-        Trainer.build_checkpointer(self.cfg, self.model).load(cfg.MODEL.WEIGHTS, checkpointables=[])
+        checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
 
     def _check_classes(self) -> None:
         num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

@@ -20,7 +20,7 @@ DEFAULT_TOLERANCE = 1e-5
 # OffSeg-T with the smallest backbone and narrow levels: fast, but no part is missing.
 SMALL_OFFSEG: tuple[Any, ...] = (
     *("MODEL.EFFICIENTFORMER_V2.VARIANT", "s0"),
-    *("MODEL.OFFSEG.LEVEL_CHANNELS", [32, 32, 32, 32]),
+    *("MODEL.OFFSEG.LEVEL_CHANNELS", [32, 32, 32, 64]),
     *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
     *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5),
 )

@@ -27,6 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": LOWER,
     "export": LOWER,
     "visualization": SMALL,
+    "cli": {"checkpoint"},
     "predictor": LOWER | {"engine", "visualization"},
 }
 # within modeling: unit -> units it may import, besides itself

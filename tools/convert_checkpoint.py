@@ -13,7 +13,6 @@ A mistake of the user ends with one sentence and exit status 2.
 """
 
 import argparse
-import sys
 
 import torch
 from detectron2.modeling import build_model
@@ -21,7 +20,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
-from offseg_d2.checkpoint import CheckpointError, convert_file, write_atomically
+from offseg_d2.checkpoint import convert_file, write_atomically
+from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 
 
@@ -71,13 +71,7 @@ def main() -> None:
     )
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="changes to the configuration")
     args = parser.parse_intermixed_args()
-    try:
-        run(args)
-    except (ValueError, OSError, CheckpointError) as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    report_user_errors(run, args)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.checkpoint import CheckpointError
+from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 from offseg_d2.predictor import Predictor, draw_files, find_images, output_paths
 
@@ -69,14 +69,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> None:
-    try:
-        sys.exit(run(parse_args()))
-    # What a user can mend: keys, files, images.
-    except (ValueError, OSError, CheckpointError) as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(report_user_errors(run, parse_args()))
 
 
 if __name__ == "__main__":

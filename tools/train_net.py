@@ -13,36 +13,28 @@ there is no CUDA the CPU is used. A mistake of the user ends with one sentence a
 
 import argparse
 import sys
-from collections.abc import Callable
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser, launch
 from torch.multiprocessing import ProcessExitedException
 
-from offseg_d2.checkpoint import CheckpointError
+from offseg_d2.checkpoint import last_checkpoint
+from offseg_d2.cli import report_user_errors
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.engine import Trainer, setup_run
 
-# What a user can mend: keys, files, data, diverging training.
-USER_ERRORS = (ValueError, OSError, CheckpointError, FloatingPointError)
-
-
-def report_user_errors(function: Callable[..., Any], *args: Any) -> Any:
-    """Call ``function``; turn an error of the user into one line and exit status 2."""
-    try:
-        return function(*args)
-    except USER_ERRORS as error:
-        if sys.flags.dev_mode:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-
 
 def read_config(args: argparse.Namespace) -> CfgNode:
-    """Configuration of the command line, not frozen."""
+    """Configuration of the command line, not frozen; `MODEL.WEIGHTS` is the file to evaluate."""
     cfg = load_config(args.config_file, args.opts)
-    if args.eval_only and not args.resume and not cfg.MODEL.WEIGHTS:
+    if args.eval_only and args.resume:
+        cfg.MODEL.WEIGHTS = last_checkpoint(cfg.OUTPUT_DIR)
+        if not cfg.MODEL.WEIGHTS:
+            raise ConfigError(
+                "`OUTPUT_DIR` must hold a checkpoint for --eval-only --resume, "
+                f"but {cfg.OUTPUT_DIR!r} holds none."
+            )
+    if args.eval_only and not cfg.MODEL.WEIGHTS:
         raise ConfigError("`MODEL.WEIGHTS` must name the file to evaluate, but is ''.")
     return cfg
 
@@ -57,8 +49,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
         return
     model = Trainer.build_model(cfg)
     checkpointer = Trainer.build_checkpointer(cfg, model)
-    last = checkpointer.get_checkpoint_file() if args.resume else ""
-    checkpointer.load(last or cfg.MODEL.WEIGHTS, checkpointables=[])
+    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
     Trainer.test(cfg, model)
 
 

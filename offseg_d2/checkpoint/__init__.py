@@ -3,6 +3,7 @@
 from .atomic_write import write_atomically
 from .checkpointer import SafeCheckpointer, StateDictConverter
 from .conversion import Conversion, convert, convert_file, convert_for_model
+from .run_folder import last_checkpoint
 from .safe_load import (
     CheckpointError,
     CorruptCheckpointError,
@@ -21,6 +22,7 @@ __all__ = [
     "convert",
     "convert_file",
     "convert_for_model",
+    "last_checkpoint",
     "load_checkpoint_file",
     "load_state_dict_file",
     "write_atomically",

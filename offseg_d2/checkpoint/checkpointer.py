@@ -7,13 +7,13 @@ Differences from Detectron2's ``DetectionCheckpointer``, whose interface stays:
   ``last_checkpoint`` follows only afterwards, in the same way;
 * files are read by :func:`.safe_load.load_checkpoint_file`, which executes nothing;
 * a shape that does not fit is an error instead of a warning;
-* :meth:`SafeCheckpointer.resume` steps back to an older file where the last one is damaged.
+* :meth:`SafeCheckpointer.resume` steps back to an older file where the last one is damaged;
+* a run that begins anew sets the files of the one before it aside.
 """
 
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +23,12 @@ from detectron2.utils import comm
 from torch import Tensor, nn
 
 from .atomic_write import remove_temporary_files, write_atomically
+from .run_folder import (
+    PERIODIC_NAME,
+    RESUMABLE_NAME,
+    set_aside_old_run,
+    tag_last_checkpoint,
+)
 from .safe_load import CheckpointError, CorruptCheckpointError, load_checkpoint_file
 from .state_dicts import check_fit, to_state_dict
 
@@ -30,9 +36,6 @@ logger = logging.getLogger(__name__)
 
 # Renames the entries of a foreign state dict to those of the model; others it returns unchanged.
 StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
-
-_PERIODIC_NAME = re.compile(r"model_(\d{7,})\.pth")
-_NOT_RESUMABLE = ("model_best.pth",)
 
 
 class SafeCheckpointer(DetectionCheckpointer):
@@ -65,6 +68,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.keep = keep
         self.convert_state_dict = convert_state_dict
         self._path = ""  # of the file that `load` is at
+        self._complete = False  # whether that file must hold all weights
         self._periodic: list[str] = []  # names of this run's periodic checkpoints, oldest first
 
     # ------------------------------------------------------------------ writing
@@ -95,12 +99,11 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Make ``last_checkpoint`` name this file."""
-        path = os.path.join(self.save_dir, "last_checkpoint")
-        write_atomically(path, lambda file: file.write(last_filename_basename.encode()))
+        tag_last_checkpoint(self.save_dir, last_filename_basename)
 
     def _forget_old(self, basename: str) -> None:
         """Count ``basename`` among the periodic checkpoints and delete the oldest beyond `keep`."""
-        if not _PERIODIC_NAME.fullmatch(basename):
+        if not PERIODIC_NAME.fullmatch(basename):
             return
         self._periodic = [*(name for name in self._periodic if name != basename), basename]
         while self.keep and len(self._periodic) > self.keep:
@@ -113,6 +116,14 @@ class SafeCheckpointer(DetectionCheckpointer):
             return
         for name in remove_temporary_files(self.save_dir):
             self.logger.info("Deleted the half-written checkpoint file %s", name)
+
+    def set_aside_old_run(self) -> None:
+        """Move what an earlier run saved into ``<save_dir>/previous``; call before a new one."""
+        if not self.save_to_disk:
+            return
+        number, folder = set_aside_old_run(self.save_dir)
+        if number:
+            self.logger.warning("Moved %d checkpoints of an earlier run to %s", number, folder)
 
     # ------------------------------------------------------------------ resuming
 
@@ -154,16 +165,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         """Checkpoints of the run: the one that ``last_checkpoint`` names, then newest first."""
         if not os.path.isdir(self.save_dir):
             return []
-        files = [
-            entry
-            for entry in os.scandir(self.save_dir)
-            if entry.name.endswith(".pth")
-            and not entry.name.startswith(".")
-            and entry.name not in _NOT_RESUMABLE
-        ]
+        last = self.get_checkpoint_file()
+        if last and not os.path.basename(last):  # a new run has begun and saved nothing yet
+            return []
+        entries = os.scandir(self.save_dir)
+        files = [entry for entry in entries if RESUMABLE_NAME.fullmatch(entry.name)]
         files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name), reverse=True)
         paths = [os.path.join(self.save_dir, entry.name) for entry in files]
-        last = self.get_checkpoint_file()
         if last and not os.path.isfile(last):
             self.logger.warning("Checkpoint %s, named by last_checkpoint, does not exist.", last)
         elif last:
@@ -183,7 +191,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.model.load_state_dict(data.pop("model"))
         for key, checkpointable in self.checkpointables.items():
             checkpointable.load_state_dict(data.pop(key))
-        names = (_PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
+        names = (PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
         self._periodic = [
             match.group() for match in names if match and int(match[1]) <= data["iteration"]
         ]
@@ -196,19 +204,28 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     # ------------------------------------------------------------------ loading weights
 
-    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+    def load(
+        self, path: str, checkpointables: list[str] | None = None, *, complete: bool = False
+    ) -> dict[str, Any]:
         """Load weights (and the named checkpointables) from a file or address.
+
+        Args:
+            path: file or address; "" keeps the initial weights.
+            checkpointables: names; None means all that the file holds.
+            complete: whether every weight of the model must be in the file, as for an evaluation.
 
         Raises:
             FileNotFoundError: if there is no such file.
-            CheckpointError: if it is damaged, unsafe or does not fit the model.
+            CheckpointError: if it is damaged, unsafe, incomplete or does not fit the model.
         """
         if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
             raise FileNotFoundError(f"`MODEL.WEIGHTS` must be an existing file, but is {path!r}.")
+        if not path and complete:
+            raise FileNotFoundError("`MODEL.WEIGHTS` must name a file of weights, but is ''.")
         if not path:
             self.logger.info("`MODEL.WEIGHTS` is empty: the weights are the model's initial ones.")
             return {}
-        self._path = path
+        self._path, self._complete = path, complete
         return super().load(path, checkpointables=checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
@@ -231,9 +248,17 @@ class SafeCheckpointer(DetectionCheckpointer):
         heuristics = checkpoint.get("matching_heuristics", False) and state_dict is source
         if not heuristics:
             check_fit(self._path, state_dict, model_state, strict=False)
-        return super()._load_model(
+        incompatible = super()._load_model(
             {**checkpoint, "model": state_dict, "matching_heuristics": heuristics}
         )
+        missing = incompatible.missing_keys
+        if self._complete and missing:
+            raise CheckpointError(
+                f"Checkpoint file `{self._path}` must hold all weights of the model, but lacks "
+                f"`{missing[0]}` ({len(missing)} such entries). Was it trained with another "
+                "configuration, or is it of a backbone only?"
+            )
+        return incompatible
 
     def _convert(
         self, convert: StateDictConverter, state_dict: dict[str, Tensor]

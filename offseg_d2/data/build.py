@@ -24,7 +24,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import build_mapper
 from .image_io import DataFileError
-from .label_map import classes_of, describe_label_map, joint_metadata
+from .label_map import (
+    IGNORE_LABEL,
+    classes_of,
+    describe_label_map,
+    joint_metadata,
+    label_map_of,
+)
 from .sampler import TrainingBatchSampler, sample_rng
 
 logger = logging.getLogger(__name__)
@@ -172,10 +178,16 @@ def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:
             f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {num_classes} for dataset "
             f"'{metadata.name}', but is {head.NUM_CLASSES}."
         )
-    if head.IGNORE_VALUE != 255:
+    for raw_id, train_id in label_map_of(metadata).items():
+        if train_id >= num_classes and train_id != IGNORE_LABEL:
+            raise ValueError(
+                f"The `label_map` of dataset '{metadata.name}' must map to train ids below "
+                f"{num_classes} or to {IGNORE_LABEL}, but maps {raw_id} to {train_id}."
+            )
+    if head.IGNORE_VALUE != IGNORE_LABEL:
         raise ValueError(
-            f"`MODEL.SEM_SEG_HEAD.IGNORE_VALUE` must be 255, the value that label maps give "
-            f"ignored pixels, but is {head.IGNORE_VALUE}."
+            f"`MODEL.SEM_SEG_HEAD.IGNORE_VALUE` must be {IGNORE_LABEL}, the value that "
+            f"label maps give ignored pixels, but is {head.IGNORE_VALUE}."
         )
 
 

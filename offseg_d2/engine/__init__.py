@@ -8,10 +8,11 @@ from .defaults import (
     create_ddp_model,
     default_writers,
     setup_run,
+    software_versions,
 )
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopOnSignalHook
 from .train_loop import TrainLoop, seed_iteration
-from .trainer import Trainer, software_versions
+from .trainer import Trainer
 
 __all__ = [
     "CheckpointHook",

@@ -4,7 +4,10 @@ import argparse
 import importlib.util
 import logging
 import os
+import platform
 
+import detectron2
+import numpy as np
 import torch
 import torch.distributed
 from detectron2.config import CfgNode
@@ -22,6 +25,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.checkpoint import write_atomically
+from offseg_d2.config import ConfigError
+from offseg_d2.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +43,11 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     Returns:
         frozen configuration with the device and seed that are really used.
+
+    Raises:
+        ConfigError: if the processes cannot exchange tensors of ``MODEL.DEVICE``.
     """
+    _check_backend(cfg)
     cfg = cfg.clone()
     cfg.defrost()
     rank = comm.get_rank()
@@ -61,6 +70,17 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         write_atomically(path, lambda file: file.write(cfg.dump().encode()))
     return cfg
+
+
+def _check_backend(cfg: CfgNode) -> None:
+    # Detectron2's `launch` takes NCCL wherever there is CUDA; it cannot send tensors of the CPU.
+    number, device = comm.get_world_size(), cfg.MODEL.DEVICE
+    on_cuda = torch.device(device).type == "cuda"
+    if number > 1 and not on_cuda and torch.distributed.get_backend() == "nccl":
+        raise ConfigError(
+            f"`MODEL.DEVICE` must be 'cuda' for {number} processes on a machine with CUDA, but is "
+            f"{device!r}; to use the CPU, hide the GPUs with CUDA_VISIBLE_DEVICES=''."
+        )
 
 
 def available_device(name: str) -> str:
@@ -154,3 +174,14 @@ def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     if importlib.util.find_spec("tensorboard") is not None:
         writers.append(TensorboardXWriter(output_dir))
     return writers
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that a checkpoint was written with."""
+    return {
+        "offseg_d2": __version__,
+        "detectron2": detectron2.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

@@ -152,10 +152,15 @@ class EvaluationHook(HookBase):
 class StopOnSignalHook(HookBase):
     """On SIGTERM or SIGINT: finish the iteration, write a checkpoint, exit.
 
-    All processes stop after the same iteration, whichever of them got the signal. Between two
-    iterations (evaluation) the checkpoint is written at once. A second signal of the same kind
-    acts as it would without this hook. To be registered after the hooks that complete the state
-    of an iteration (schedule, checkpoint) and before the evaluation.
+    Several processes stop after the same iteration, whichever of them got the signal; one that
+    comes during an evaluation takes effect after the evaluation and the iteration that follows it,
+    because only there the processes agree. A single process does not wait for the end of an
+    evaluation: it saves and stops at once. A second signal of the same kind acts as it would
+    without this hook, except that nothing interrupts the writing of the checkpoint. After the last
+    iteration, with the final checkpoint written, signals act as usual.
+
+    To be registered after the hooks that complete the state of an iteration (schedule, checkpoint)
+    and before the evaluation.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -177,7 +182,7 @@ class StopOnSignalHook(HookBase):
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         signal.signal(number, self._previous[number])
-        if self._in_iteration:
+        if self._in_iteration or comm.get_world_size() > 1:
             self._received = number
         else:
             self._stop(number)
@@ -200,9 +205,14 @@ class StopOnSignalHook(HookBase):
         return int(received)
 
     def _stop(self, number: int) -> None:
+        for handled in self._previous:  # until `after_train`
+            signal.signal(handled, signal.SIG_IGN)
         iteration = self.trainer.iter
         if iteration < self.trainer.max_iter - 1:
             self.save(periodic_name(iteration))
+        # Launchers end all processes as soon as one has left: none may leave before the main one
+        # has written the checkpoint.
+        comm.synchronize()
         name = signal.Signals(number).name
         logger.warning("Stopped by %s after iteration %d; go on with --resume.", name, iteration)
         # The exit status that a shell shows for a process ended by this signal.

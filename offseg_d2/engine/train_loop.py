@@ -42,7 +42,7 @@ class TrainLoop(TrainerBase):
         device: device the model is on.
         amp_dtype: type of autocast; None computes in the parameters' precision.
         accumulation_steps: batches whose gradients are averaged into one optimizer step.
-        clip_gradients: clips the gradients and returns their norm, if there is one.
+        clip_gradients: clips the gradients in place.
         seed: non-negative seed of the run.
     """
 
@@ -107,8 +107,8 @@ class TrainLoop(TrainerBase):
         """One iteration.
 
         Raises:
-            FloatingPointError: if a loss is NaN or infinite, naming the iteration and the images;
-                the weights are those of the iteration before.
+            FloatingPointError: if a loss or the gradient norm is NaN or infinite, naming the
+                iteration and the images; the weights are those of the iteration before.
         """
         assert self.model.training, "the model was left in evaluation mode"
         seed_iteration(self.seed, self.iter, comm.get_rank())
@@ -123,7 +123,7 @@ class TrainLoop(TrainerBase):
             is_last = step == self.accumulation_steps - 1
             losses.append(self._forward_backward(batches[-1], synchronise=is_last))
         means = self._check_losses(losses, batches)
-        gradient_norm = self._update()
+        gradient_norm = self._update(batches)
         self._write_metrics(means, data_time, gradient_norm)
 
     def _next_batch(self) -> Batch:
@@ -165,52 +165,72 @@ class TrainLoop(TrainerBase):
 
     def _refuse_losses(self, means: dict[str, float], own: Tensor, batches: list[Batch]) -> None:
         finite = own.isfinite().all(dim=1).tolist()
-        own_files = [
-            str(record.get("file_name", "a sample without file name"))
-            for batch, good in zip(batches, finite, strict=True)
-            for record in batch
-            if not good
-        ]
-        files = [name for part in comm.all_gather(own_files) for name in part]
+        bad = [batch for batch, good in zip(batches, finite, strict=True) if not good]
         shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+        # Finite losses can have an infinite sum; then no batch is the bad one.
+        files = _files_of_all_processes(bad) or _files_of_all_processes(batches)
         raise FloatingPointError(
             f"The loss of iteration {self.iter} is not finite ({shown}); "
-            f"the weights were not updated. Images of the batch: {', '.join(files)}."
+            f"the weights were not updated. Images of the batch: {files}."
         )
 
-    def _update(self) -> float | None:
-        """Clip the gradients and step; returns their norm before clipping if it is known."""
-        gradient_norm = None
-        if self.clip_gradients is not None:
-            self.grad_scaler.unscale_(self.optimizer)
-            norm = self.clip_gradients(
-                parameter
-                for group in self.optimizer.param_groups
-                for parameter in group["params"]
-                if parameter.grad is not None
-            )
-            gradient_norm = None if norm is None else float(norm)
+    def _update(self, batches: list[Batch]) -> float:
+        """Clip the gradients and step; returns their norm before clipping."""
+        self.grad_scaler.unscale_(self.optimizer)
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        # Also without clipping: NaN gradients (of a finite loss) would ruin the weights for good.
+        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
         # Scaled gradients may overflow; the scaler then skips the step and lowers the scale.
-        may_overflow = self.grad_scaler.is_enabled()
-        if gradient_norm is not None and not np.isfinite(gradient_norm) and not may_overflow:
+        if not np.isfinite(norm) and not self.grad_scaler.is_enabled():
             raise FloatingPointError(
-                f"The gradient norm of iteration {self.iter} is {gradient_norm}; "
-                "the weights were not updated."
+                f"The gradient norm of iteration {self.iter} is {norm}; the weights were not "
+                f"updated. Images of the batch: {_files_of_all_processes(batches)}."
             )
+        if self.clip_gradients is not None:
+            self.clip_gradients(parameters)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
-        return gradient_norm
+        return norm
 
     def _write_metrics(
-        self, losses: Mapping[str, float], data_time: float, gradient_norm: float | None
+        self, losses: Mapping[str, float], data_time: float, gradient_norm: float
     ) -> None:
         self.storage.put_scalar("data_time", data_time)
         self.storage.put_scalar("total_loss", sum(losses.values()))
         self.storage.put_scalars(**losses)
-        if gradient_norm is not None and np.isfinite(gradient_norm):
+        if np.isfinite(gradient_norm):
             self.storage.put_scalar("gradient_norm", gradient_norm)
         if self.grad_scaler.is_enabled():
             self.storage.put_scalar("grad_scale", self.grad_scaler.get_scale())
+
+
+def _files_of_all_processes(batches: list[Batch]) -> str:
+    """File names of the samples of every process, separated by commas; to be called by all."""
+    own = [
+        str(record.get("file_name", "a sample without file name"))
+        for batch in batches
+        for record in batch
+    ]
+    return ", ".join(name for part in comm.all_gather(own) for name in part)
+
+
+class GradScalerState:
+    """State of a gradient scaler that may be switched on or off between a run and its resuming."""
+
+    def __init__(self, grad_scaler: torch.amp.GradScaler) -> None:
+        self.grad_scaler = grad_scaler
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.grad_scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state:  # empty: the run so far was without
+            self.grad_scaler.load_state_dict(state)
 
 
 def seed_iteration(seed: int, iteration: int, rank: int) -> None:

@@ -2,14 +2,11 @@
 
 import logging
 import os
-import platform
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import detectron2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -24,6 +21,7 @@ import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
 from offseg_d2.data import (
+    IGNORE_LABEL,
     build_lut,
     build_test_loader,
     build_train_loader,
@@ -31,7 +29,6 @@ from offseg_d2.data import (
     read_label_map,
 )
 from offseg_d2.evaluation import SemSegEvaluator
-from offseg_d2.version import __version__
 
 from .defaults import (
     autocast_dtype,
@@ -39,9 +36,10 @@ from .defaults import (
     configure_batch_norm,
     create_ddp_model,
     default_writers,
+    software_versions,
 )
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopOnSignalHook
-from .train_loop import Batch, TrainLoop
+from .train_loop import Batch, GradScalerState, TrainLoop
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +89,7 @@ class Trainer(TrainLoop):
             self.model,
             optimizer=optimizer,
             scheduler=self.scheduler,
-            grad_scaler=_GradScalerState(self.grad_scaler),
+            grad_scaler=GradScalerState(self.grad_scaler),
         )
         self.last_results: Mapping[str, Any] = {}
         self._last_saved = ""
@@ -147,7 +145,7 @@ class Trainer(TrainLoop):
             output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         return SemSegEvaluator(
             metadata.stuff_classes,
-            metadata.ignore_label,
+            IGNORE_LABEL,  # as label maps give it, whatever the data set's own is
             lambda record: read_label_map(label_files[record["file_name"]], lut),
             absent_classes=cfg.TEST.SEM_SEG.ABSENT_CLASSES,
             output_dir=output_dir,
@@ -200,8 +198,6 @@ class Trainer(TrainLoop):
         if data is None:
             if resume:
                 logger.info("%s holds no checkpoint: the run begins anew.", self.cfg.OUTPUT_DIR)
-            elif self.checkpointer.has_checkpoint():
-                logger.warning("%s holds checkpoints of an earlier run.", self.cfg.OUTPUT_DIR)
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             return
         self.start_iter = data["iteration"] + 1
@@ -218,12 +214,22 @@ class Trainer(TrainLoop):
         Returns:
             results of the last evaluation, as :meth:`test` returns them.
         """
+        self._check_test_sets()
+        if self.start_iter == 0:
+            comm.synchronize()  # all have loaded their weights, perhaps from the old run
+            self.checkpointer.set_aside_old_run()
         if self.start_iter < self.max_iter:
             self.data_loader = self.build_train_loader(self.cfg, self.start_iter)
         else:
             logger.info("Training is complete already: %d iterations are done.", self.start_iter)
         super().train(self.start_iter, self.max_iter)
         return self.last_results
+
+    def _check_test_sets(self) -> None:
+        """Make mistakes in what the evaluation needs show before the training, not after it."""
+        for name in self.cfg.DATASETS.TEST:
+            self.build_test_loader(self.cfg, name)
+            self.build_evaluator(self.cfg, name)
 
     def save_checkpoint(self, name: str, *, resumable: bool = True, **extra: Any) -> None:
         """Write ``OUTPUT_DIR/<name>.pth`` as the state after the current iteration."""
@@ -276,28 +282,3 @@ class Trainer(TrainLoop):
                 logger.info("Results on %s:", name)
                 print_csv_format(result)
         return results[name] if len(results) == 1 else results
-
-
-class _GradScalerState:
-    """State of a gradient scaler that may be switched on or off between a run and its resuming."""
-
-    def __init__(self, grad_scaler: torch.amp.GradScaler) -> None:
-        self.grad_scaler = grad_scaler
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.grad_scaler.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        if state:  # empty: the run so far was without
-            self.grad_scaler.load_state_dict(state)
-
-
-def software_versions() -> dict[str, str]:
-    """Versions that a checkpoint was written with."""
-    return {
-        "offseg_d2": __version__,
-        "detectron2": detectron2.__version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }

@@ -100,6 +100,23 @@ def test_loading_leaves_the_models_random_numbers_alone():
     assert (torch.rand(1), np.random.rand()) == expected
 
 
+@pytest.mark.parametrize("build", [build_train_loader, lambda cfg: build_test_loader(cfg, "wide")])
+def test_label_map_beyond_the_classes_is_refused_naming_dataset_and_id(build):
+    cfg = camvid_cfg()
+    cfg.DATASETS.TRAIN = ("wide",)
+    DatasetCatalog.register("wide", lambda: DatasetCatalog.get("camvid_train"))
+    metadata = MetadataCatalog.get("wide").set(
+        stuff_classes=MetadataCatalog.get("camvid_train").stuff_classes,
+        label_map={0: 0, 7: 10, 8: 255, 9: 11},
+    )
+    try:
+        with pytest.raises(ValueError, match=r"'wide' must map .* below 11 .* but maps 9 to 11\."):
+            build(cfg)
+    finally:
+        DatasetCatalog.remove("wide")
+        MetadataCatalog.remove(metadata.name)
+
+
 def test_label_map_and_augmentations_are_logged(caplog):
     with caplog.at_level(logging.INFO, logger="offseg_d2.data.build"):
         build_train_loader(camvid_cfg())

@@ -1,6 +1,7 @@
 """Choices by machine: device, precision, batch norm, and the files of a run."""
 
 import argparse
+import contextlib
 import logging
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from torch import nn
 
-from offseg_d2.config import load_config
+from offseg_d2.config import ConfigError, load_config
 from offseg_d2.engine import (
     autocast_dtype,
     available_device,
@@ -99,6 +100,27 @@ def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_logger
     written = load_config(str(tmp_path / "config.yaml"))
     assert (written.MODEL.DEVICE, written.SEED) == ("cpu", resolved.SEED)
     assert "Environment" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "backend", "device", "refused"),
+    [
+        (2, "nccl", "cpu", True),
+        (2, "nccl", "cuda", False),
+        (2, "gloo", "cpu", False),
+        (1, "nccl", "cpu", False),
+    ],
+)
+def test_processes_on_the_cpu_need_a_backend_for_it(
+    tmp_path, quiet_loggers, monkeypatch, world_size, backend, device, refused
+):
+    monkeypatch.setattr(engine_defaults.comm, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    cfg = make_cfg("MODEL.DEVICE", device, "OUTPUT_DIR", str(tmp_path), "SEED", 1)
+    expected = pytest.raises(ConfigError, match="`MODEL.DEVICE` must be 'cuda' for 2 processes")
+    with expected if refused else contextlib.nullcontext():
+        setup_run(cfg, argparse.Namespace(eval_only=False))
+    assert (tmp_path / "config.yaml").exists() != refused
 
 
 def test_evaluation_keeps_the_configuration_of_the_run(tmp_path, quiet_loggers):

@@ -83,10 +83,7 @@ def test_only_the_files_of_the_bad_batch_are_named():
 
 
 def test_gradients_are_clipped_and_their_norm_is_logged():
-    def clip(parameters):
-        return nn.utils.clip_grad_norm_(parameters, 0.5)
-
-    loop = make_loop([samples(1.0)], clip_gradients=clip)
+    loop = make_loop([samples(1.0)], clip_gradients=clip_to_half)
     loop.train(0, 1)
     # gradient 1.5 in each of 4 places: norm 3, clipped to 0.5, times the rate 0.1
     assert loop.storage.latest()["gradient_norm"][0] == pytest.approx(3.0)
@@ -94,11 +91,33 @@ def test_gradients_are_clipped_and_their_norm_is_logged():
     assert float(change.norm()) == pytest.approx(0.05, rel=1e-4)
 
 
-def test_infinite_gradient_norm_stops_before_the_weights_change():
-    loop = make_loop([samples(1.0)], clip_gradients=lambda _: torch.tensor(float("inf")))
-    with pytest.raises(FloatingPointError, match="gradient norm of iteration 0 is inf"):
-        loop.train(0, 1)
+def clip_to_half(parameters):
+    return nn.utils.clip_grad_norm_(parameters, 0.5)
+
+
+@pytest.mark.parametrize("clip", [None, clip_to_half])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_gradient_of_a_finite_loss_stops_before_the_weights_change(bad, clip):
+    loop = make_loop([samples(1.0, 2.0)], clip_gradients=clip)
+    loop.model.weight.register_hook(lambda gradient: gradient * bad)
+    with pytest.raises(FloatingPointError) as error:
+        loop.train(7, 9)
+    assert f"gradient norm of iteration 7 is {bad}" in str(error.value)
+    assert "0.png, 1.png" in str(error.value)
     assert loop.model.weight.tolist() == [1.0] * 4
+
+
+def test_norm_of_unclipped_gradients_is_logged():
+    loop = make_loop([samples(1.0)])
+    loop.train(0, 1)
+    assert loop.storage.latest()["gradient_norm"][0] == pytest.approx(3.0)
+
+
+def test_finite_losses_of_infinite_sum_name_all_files():
+    loop = make_loop([samples(3e37), samples(3e37, 3e37)], accumulation_steps=2)
+    loop.model.register_forward_hook(lambda m, args, out: {k: v + 2.5e38 for k, v in out.items()})
+    with pytest.raises(FloatingPointError, match=r"Images of the batch: 0\.png, 0\.png, 1\.png\."):
+        loop.train(0, 1)
 
 
 def test_bfloat16_is_used_inside_the_model_but_not_for_the_weights():

@@ -111,3 +111,35 @@ def test_nan_loss_ends_with_one_line_naming_the_images(command, monkeypatch):
     assert status == 2
     assert re.search("error: The loss of iteration 0 is not finite .*image_0.png", errors)
     assert "Traceback" not in printed + errors
+
+
+def test_evaluating_a_folder_without_checkpoint_is_refused(command, tmp_path):
+    command("SOLVER.MAX_ITER", 6)
+    weights = tmp_path / "run/model_final.pth"
+    for options in ([], ["MODEL.WEIGHTS", weights]):
+        status, _, errors = command("--eval-only", "--resume", *options, "OUTPUT_DIR", "empty")
+        assert status == 2
+        assert "error: `OUTPUT_DIR` must hold a checkpoint" in errors
+        assert "'empty' holds none" in errors
+    assert not Path("empty").exists()
+
+
+def test_deleted_last_checkpoint_is_not_evaluated(command, tmp_path):
+    command("SOLVER.MAX_ITER", 6)
+    (tmp_path / "run/model_final.pth").unlink()
+    status, _, errors = command("--eval-only", "--resume")
+    assert status == 2
+    assert re.search("error: .*last_checkpoint` must name .*'model_final.pth'", errors)
+
+
+def test_evaluation_refuses_weights_that_are_incomplete(command, tmp_path):
+    command("SOLVER.MAX_ITER", 6)
+    path = tmp_path / "run/model_final.pth"
+    data = torch.load(path, weights_only=True)
+    del data["model"]["sem_seg_head.bias"]
+    torch.save(data, path)
+    for options in (["MODEL.WEIGHTS", path], ["--resume"]):
+        status, _, errors = command("--eval-only", *options)
+        assert status == 2
+        assert re.search("error: .*model_final.pth` .* lacks `sem_seg_head.bias` \\(1 ", errors)
+    assert command("MODEL.WEIGHTS", path, "SOLVER.MAX_ITER", 6)[0] == 0  # to begin from it is fine

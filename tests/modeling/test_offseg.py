@@ -22,7 +22,7 @@ from tests.common import (
 
 # With 150 classes and without the authors' never-used second classifier.
 PARAMETERS = {"offseg_t": 6_183_626, "offseg_b": 12_916_850, "offseg_l": 26_375_458}
-LEVELS = (32, 32, 64, 32)
+LEVELS = (32, 32, 32, 64)
 SHAPES = {
     f"res{i + 2}": ShapeSpec(channels=c, stride=4 * 2**i) for i, c in enumerate((8, 12, 16, 20))
 }
@@ -91,11 +91,11 @@ def test_reduction_is_convolution_without_bias_norm_of_32_groups_and_relu():
         assert (block.norm.num_groups, block.norm.eps) == (32, 1e-5)
         features = torch.randn(2, block.in_channels, 3, 3).double()
         convolved = torch.einsum("oi,bihw->bohw", block.weight[:, :, 0, 0], features)
-        grouped = convolved.view(2, 32, -1)
+        grouped = convolved.reshape(2, 32, -1)
         centred = grouped - grouped.mean(2, keepdim=True)
         normed = centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()
         scale, shift = (p[:, None, None] for p in (block.norm.weight, block.norm.bias))
-        expected = (normed.view_as(convolved) * scale + shift).clamp_min(0)
+        expected = (normed.reshape(convolved.shape) * scale + shift).clamp_min(0)
         assert_close(block(features), expected, 1e-10)
 
 
@@ -109,7 +109,7 @@ def test_images_of_a_batch_do_not_influence_each_other():
 
 def test_every_parameter_gets_a_gradient():
     decoder = make_decoder()
-    (out,) = decoder(pyramid(2, 64, 64))
+    (out,) = decoder(pyramid(2, 128, 128))  # the coarsest map has neighbours at distance 2
     (out * torch.randn_like(out)).sum().backward()
     for name, parameter in decoder.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
