@@ -1,6 +1,7 @@
 """tools/demo.py and tools/make_demo.py: pictures of files, and the user's mistakes."""
 
 import logging
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
+from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.data import build_mapper
 from offseg_d2.data.datasets import ShapesParams, register_shapes
@@ -71,6 +73,17 @@ def demo(monkeypatch, capsys, weights):
         return stop.value.code, printed.out, printed.err
 
     return call
+
+
+def test_incomplete_weights_are_refused_naming_the_first_that_lacks(weights, tmp_path):
+    state = torch.load(weights, weights_only=True)["model"]
+    offset = [name for name in state if "class_offset" in name]
+    plain = {name: value for name, value in state.items() if name not in offset}
+    assert offset
+    torch.save({"model": plain}, tmp_path / "plain.pth")
+    cfg = load_config(str(CONFIG), [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "plain.pth")])
+    with pytest.raises(CheckpointError, match=rf"plain\.pth` .* lacks `{re.escape(offset[0])}`"):
+        Predictor(cfg)
 
 
 def test_pictures_keep_the_names_and_sizes_of_their_images(demo, images, tmp_path):

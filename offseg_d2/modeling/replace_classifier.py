@@ -56,15 +56,7 @@ def replace_classifier(
             f"`path` must name a module of the model, but is {path!r}; its 1x1 convolutions are "
             f"{names}."
         ) from None
-    if not name or not _is_pointwise(convolution):
-        raise ValueError(
-            f"`path` must name a 1x1 convolution inside the model, but {path!r} is a "
-            f"{type(convolution).__name__}."
-        )
-    if getattr(convolution, "norm", None) is not None or getattr(convolution, "activation", None):
-        raise ValueError(
-            f"`path` must name a 1x1 convolution without norm and activation, but {path!r} has one."
-        )
+    _check_replaceable(path, convolution)
     classifier = OffsetClassifier(
         convolution.in_channels,
         convolution.out_channels,
@@ -96,6 +88,18 @@ def HostHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
     if keys.CLASSIFIER == "offset":
         replace_classifier(head, class_offset=keys.CLASS_OFFSET, feature_offset=keys.FEATURE_OFFSET)
     return head
+
+
+def _check_replaceable(path: str, convolution: nn.Module) -> None:
+    if not path or not _is_pointwise(convolution):
+        raise ValueError(
+            f"`path` must name a 1x1 convolution inside the model, but {path!r} is a "
+            f"{type(convolution).__name__}."
+        )
+    if getattr(convolution, "norm", None) is not None or getattr(convolution, "activation", None):
+        raise ValueError(
+            f"`path` must name a 1x1 convolution without norm and activation, but {path!r} has one."
+        )
 
 
 def _is_pointwise(module: nn.Module) -> bool:

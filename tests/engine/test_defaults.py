@@ -81,11 +81,13 @@ def test_one_process_needs_no_wrapper():
 @pytest.fixture
 def quiet_loggers():
     names = ("fvcore", "detectron2", "offseg_d2")
-    before = {name: list(logging.getLogger(name).handlers) for name in names}
+    loggers = [logging.getLogger(name) for name in names]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
     yield
-    for name in names:
-        logging.getLogger(name).handlers = before[name]
-        logging.getLogger(name).propagate = True
+    for logger, handlers, level in before:
+        logger.handlers = handlers
+        logger.propagate = True
+        logger.setLevel(level)
 
 
 def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_loggers, monkeypatch):
@@ -117,7 +119,7 @@ def test_processes_on_the_cpu_need_a_backend_for_it(
     monkeypatch.setattr(engine_defaults.comm, "get_world_size", lambda: world_size)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
     cfg = make_cfg("MODEL.DEVICE", device, "OUTPUT_DIR", str(tmp_path), "SEED", 1)
-    expected = pytest.raises(ConfigError, match="`MODEL.DEVICE` must be 'cuda' for 2 processes")
+    expected = pytest.raises(ConfigError, match="must be 'cuda' for 2 processes")
     with expected if refused else contextlib.nullcontext():
         setup_run(cfg, argparse.Namespace(eval_only=False))
     assert (tmp_path / "config.yaml").exists() != refused

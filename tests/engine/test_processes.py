@@ -52,3 +52,15 @@ def test_signal_to_one_process_stops_all_after_the_same_iteration(reports):
 
 def test_all_processes_resume_from_the_same_iteration(reports):
     assert [report["resumed_at"] for report in reports] == [5, 5]
+
+
+def test_no_process_leaves_before_the_checkpoint_is_written(reports):
+    (saved_at,) = reports[0]["saved_at"]
+    assert reports[1]["left_at"] >= saved_at
+
+
+def test_signal_in_an_evaluation_stops_all_after_it_and_the_next_iteration(reports):
+    for report in reports:
+        assert report["evaluation"]["status"] == 143
+        assert report["evaluation"]["evaluated_after"] == [5]
+        assert report["evaluation"]["last"] == "model_0000006.pth"

@@ -25,7 +25,8 @@ def command(tmp_path, monkeypatch, capsys):
     settings = yaml.safe_load(make_cfg(tmp_path / "run").dump())
     config = tmp_path / "tiny.yaml"
     config.write_text(yaml.safe_dump(settings))
-    handlers = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
 
     def call(*arguments, config_file=config) -> tuple[int, str, str]:
         engine.defaults.setup_logger.cache_clear()
@@ -42,9 +43,10 @@ def command(tmp_path, monkeypatch, capsys):
         return status, printed.out, printed.err
 
     yield call
-    for name in LOGGERS:
-        logging.getLogger(name).handlers = handlers[name]
-        logging.getLogger(name).propagate = True
+    for logger, handlers, level in before:
+        logger.handlers = handlers
+        logger.propagate = True
+        logger.setLevel(level)
 
 
 def last_scores(text: str) -> str:

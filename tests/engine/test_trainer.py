@@ -212,6 +212,24 @@ def test_signal_saves_after_the_iteration_and_exits(tmp_path, signum, caplog):
     assert trainer.last_results == {}
 
 
+def test_second_signal_does_not_break_the_writing_of_the_checkpoint(tmp_path, monkeypatch):
+    handler = signal.getsignal(signal.SIGINT)
+    trainer = make_trainer(tmp_path)
+    stop_after(trainer, 5, signal.SIGINT)
+    save = torch.save
+
+    def save_under_fire(data, file):
+        if data["iteration"] == 5:
+            signal.raise_signal(signal.SIGINT)
+        save(data, file)
+
+    monkeypatch.setattr(torch, "save", save_under_fire)
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+    assert signal.getsignal(signal.SIGINT) == handler
+
+
 def test_signal_during_evaluation_saves_at_once(tmp_path):
     trainer = make_trainer(tmp_path, "TEST.EVAL_PERIOD", 6)
 

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -42,34 +43,81 @@ def evaluate() -> dict:
     return {"metrics": metrics, "metrics_of_one_process": expected, "pixels": pixels}
 
 
-def train_and_stop(directory: str) -> dict:
-    def make():
-        torch.manual_seed(comm.get_rank())  # the wrapper has to make the weights equal
-        trainer = make_trainer(directory)
-        trainer.build_train_loader = RankTrainer.build_train_loader
-        return trainer
+def make_rank_trainer(directory: str, *options) -> TinyTrainer:
+    torch.manual_seed(comm.get_rank())  # the wrapper has to make the weights equal
+    trainer = make_trainer(directory, *options)
+    trainer.build_train_loader = RankTrainer.build_train_loader
+    return trainer
 
-    trainer = make()
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train_until_exit(trainer: TinyTrainer) -> int | None:
+    """Exit status of a training that was stopped."""
+    try:
+        trainer.train()
+    except SystemExit as stop:
+        return stop.code
+    return None
+
+
+def save_slowly(trainer: TinyTrainer) -> list[float]:
+    """Make writing the checkpoint of the stop take long, with signals in it; returns its ends."""
+    ends, save = [], torch.save
+
+    def save_under_fire(data, file) -> None:
+        if data["iteration"] == 4:
+            terminate()
+            time.sleep(1.0)
+            terminate()
+        save(data, file)
+        ends.append(time.monotonic())
+
+    torch.save = save_under_fire
+    return ends
+
+
+def stop_in_evaluation(directory: str) -> dict:
+    trainer = make_rank_trainer(directory, "TEST.EVAL_PERIOD", 6)
+    test, evaluated = trainer.test, []
+
+    def test_with_signal(cfg, model):
+        if comm.get_rank() == 1:
+            terminate()
+        results = test(cfg, model)
+        evaluated.append(trainer.iter)
+        return results
+
+    trainer.test = test_with_signal
+    status = train_until_exit(trainer)
+    last = Path(directory, "last_checkpoint").read_text()
+    return {"evaluation": {"status": status, "evaluated_after": evaluated, "last": last}}
+
+
+def train_and_stop(directory: str) -> dict:
+    trainer = make_rank_trainer(directory)
     run_step = trainer.run_step
 
     def run_step_with_signal() -> None:
         if trainer.iter == 4 and comm.get_rank() == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
+            terminate()
         run_step()
 
     trainer.run_step = run_step_with_signal
-    status = None
-    try:
-        trainer.train()
-    except SystemExit as stop:
-        status = stop.code
+    saved_at = save_slowly(trainer) if comm.get_rank() == 0 else []
+    status = train_until_exit(trainer)
+    left_at = time.monotonic()
     comm.synchronize()
     broadcast_buffers(trainer.model)
-    resumed = make()
+    resumed = make_rank_trainer(directory)
     resumed.resume_or_load(resume=True)
     return {
         "stopped_after": trainer.iter,
         "status": status,
+        "saved_at": saved_at[-1:],
+        "left_at": left_at,
         "resumed_at": resumed.start_iter,
         "weights": [p.double().sum().item() for p in trainer.model.parameters()],
         "buffers": [b.double().sum().item() for b in trainer.model.buffers()],
@@ -97,6 +145,7 @@ def train_on_bad_loss() -> dict:
 def run(directory: str) -> None:
     torch.set_num_threads(1)
     report = {**evaluate(), **train_and_stop(directory), **train_on_bad_loss()}
+    report |= stop_in_evaluation(os.path.join(directory, "stopped_in_evaluation"))
     (Path(directory) / f"rank_{comm.get_rank()}.json").write_text(json.dumps(report))
 
 

@@ -126,15 +126,17 @@ def test_weights_start_as_published():
     assert decoder.align.weight.std().item() == pytest.approx(0.088745, rel=0.02)
 
 
-@pytest.mark.parametrize("classifier", ["offset", "plain"])
 @pytest.mark.parametrize(
-    "ablation",
-    [(True, True), (True, False), (False, True), (False, False)],
-    ids=["both", "class", "feature", "none"],
+    ("classifier", "ablation"),
+    [
+        ("offset", (True, True)),
+        ("offset", (True, False)),
+        ("offset", (False, True)),
+        ("offset", (False, False)),
+        ("plain", (True, True)),
+    ],
 )
 def test_every_parameter_of_the_model_gets_a_gradient(classifier, ablation):
-    if classifier == "plain" and ablation != (True, True):
-        pytest.skip("the plain classifier has no ablation")
     opts = ["MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier]
     opts += ["MODEL.SEM_SEG_HEAD.CLASS_OFFSET", ablation[0]]
     opts += ["MODEL.SEM_SEG_HEAD.FEATURE_OFFSET", ablation[1]]
@@ -216,13 +218,13 @@ def test_model_overfits_four_images(classifier):
         {"image": image.clamp(0, 255).byte(), "sem_seg": label}
         for image, label in zip(images, labels, strict=True)
     ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(60):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
         optimizer.zero_grad()
         loss = model(batch)["loss_sem_seg"]
         loss.backward()
         optimizer.step()
-    for module in model.modules():  # their running statistics lag behind 60 steps
+    for module in model.modules():  # their running statistics lag behind 40 steps
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
             module.reset_running_stats()
@@ -230,4 +232,5 @@ def test_model_overfits_four_images(classifier):
         model(batch)
         predictions = torch.stack([x["sem_seg"].argmax(0) for x in model.eval()(batch)])
     accuracy = (predictions == labels).float().mean().item()
+    print(classifier, accuracy)
     assert accuracy > 0.95, accuracy

@@ -329,9 +329,7 @@ class EfficientFormerV2(Backbone):
         levels = {f"res{i + 2}": i for i in range(4)}
         unknown = sorted(set(out_features) - set(levels))
         if unknown:
-            raise ValueError(
-                f"`out_features` must be among {sorted(levels)}, but has {unknown}."
-            )
+            raise ValueError(f"`out_features` must be among {sorted(levels)}, but has {unknown}.")
         self.stem = nn.Sequential(
             ConvBN(3, widths[0] // 2, 3, stride=2),
             nn.GELU(),
