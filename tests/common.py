@@ -76,6 +76,16 @@ def spread_weights(model: nn.Module) -> nn.Module:
     return model
 
 
+def spread_norms(module: nn.Module) -> nn.Module:
+    """Weights and batch norm statistics that matter; float64, evaluation mode."""
+    spread_weights(module)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.normal_(std=0.1)
+            layer.running_var.uniform_(0.8, 1.2)
+    return module.double().eval()
+
+
 def random_batch(
     sizes: list[tuple[int, int]], num_classes: int = 5, **extra: Any
 ) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"_requirements", "version"},
     "doctor": {"_requirements", "version"},
     "layers": set(),
-    "modeling": {"layers"},
+    "modeling": {"layers", "checkpoint"},  # a timm network's own file is read safely as well
     **{unit: SMALL for unit in INDEPENDENT},
     "engine": LOWER,
     "analysis": LOWER,

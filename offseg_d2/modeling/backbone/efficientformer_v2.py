@@ -114,7 +114,7 @@ class AttentionBias(nn.Module):
         indices = distance[:, None, :, None] * key_grid + distance[None, :, None, :]
         indices = indices.reshape(query_grid**2, key_grid**2)
         self.register_buffer("indices", indices, persistent=False)
-        self._cached: tuple[tuple, Tensor] | None = None
+        self._cached: tuple[tuple, Tensor, Tensor] | None = None
 
     def forward(self, num_queries: int, num_keys: int) -> Tensor:
         """The biases for this many tokens: (1, h, Nq, Nk).
@@ -127,7 +127,8 @@ class AttentionBias(nn.Module):
         table = self.table  # `_version` counts changes in place, loading weights among them
         key = (num_queries, num_keys, table.data_ptr(), table._version, table.dtype, table.device)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._resized(num_queries, num_keys))
+            # The table is kept too: its address then cannot become another table's.
+            self._cached = (key, self._resized(num_queries, num_keys), table.detach())
         return self._cached[1]
 
     def _resized(self, num_queries: int, num_keys: int) -> Tensor:
