@@ -9,6 +9,7 @@ from torch import Tensor
 
 from offseg_d2.layers import FreqFusion, carafe
 from tests.common import assert_close, spread_weights
+from tests.layers.test_local_similarity_sampler import sample_by_loops, sampler_by_steps
 
 
 def fusion_by_steps(fusion: FreqFusion, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
