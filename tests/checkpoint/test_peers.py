@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from offseg_d2.checkpoint import convert_file
 from offseg_d2.modeling import EfficientFormerV2, MiT
-from offseg_d2.modeling.backbone.efficientformer_v2 import AttentionBias
+from offseg_d2.modeling.backbone.efficientformer_v2_attention import AttentionBias
 from tests.checkpoint import foreign
 from tests.common import build_offseg
 

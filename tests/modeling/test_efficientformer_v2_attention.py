@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offseg_d2.modeling.backbone.efficientformer_v2 import (
+from offseg_d2.layers import ConvBN
+from offseg_d2.modeling.backbone.efficientformer_v2_attention import (
     Attention,
     AttentionBias,
-    ConvBN,
     DownsamplingAttention,
 )
 from tests.common import assert_close, spread_norms, spread_weights

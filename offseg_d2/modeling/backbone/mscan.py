@@ -15,8 +15,8 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from torch import Tensor, nn
 
-from offseg_d2.layers import ChannelLayerNorm, DropPath, drop_path_rates, fan_out_normal_
-from offseg_d2.modeling.backbone.efficientformer_v2 import ConvBN, Downsample
+from offseg_d2.layers import ChannelLayerNorm, ConvBN, DropPath, drop_path_rates, fan_out_normal_
+from offseg_d2.modeling.backbone.efficientformer_v2 import Downsample
 
 STRIDES = (4, 8, 16, 32)
 MLP_RATIOS = (8, 8, 4, 4)
