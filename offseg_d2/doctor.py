@@ -9,6 +9,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import shutil
 import sys
 import warnings
@@ -121,6 +122,19 @@ def check_packages() -> Iterator[Finding]:
             )
 
 
+def check_torch_age() -> Iterator[Finding]:
+    """Before 2.6 a checkpoint could execute code although torch was told to load weights only."""
+    version = next((number for _, number in _versions(("torch",))), "")
+    numbers = re.findall(r"\d+", version)[:2]
+    if len(numbers) == 2 and tuple(map(int, numbers)) < (2, 6):
+        yield Finding(
+            PROBLEM,
+            "torch",
+            f"{version} is older than 2.6, which loads checkpoints without executing them",
+            "pip install --upgrade torch torchvision",
+        )
+
+
 def check_torchvision_ops() -> Iterator[Finding]:
     """Whether torchvision's compiled operators were built for this torch."""
     if not (has_module("torch") and has_module("torchvision")):
@@ -219,7 +233,7 @@ def check_devices() -> Iterator[Finding]:
 
 def check_datasets() -> Iterator[Finding]:
     """Which data sets lie below DETECTRON2_DATASETS."""
-    value = os.environ.get("DETECTRON2_DATASETS", "datasets")
+    value = os.environ.get("DETECTRON2_DATASETS") or "datasets"
     root = Path(value).expanduser()
     if not root.is_dir():
         yield Finding(
@@ -241,6 +255,7 @@ def check_datasets() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
+    check_torch_age,
     check_torchvision_ops,
     check_pkg_resources,
     check_detectron2,

@@ -159,3 +159,9 @@ def test_importing_the_doctor_needs_nothing_but_the_standard_library():
     )
     result = run_without_packages("-c", code)
     assert result.stdout.split() == ["offseg_d2"], result.stderr
+
+
+@pytest.mark.parametrize(("version", "problems"), [("2.5.1+cpu", 1), ("2.6.0", 0), ("2.14.1", 0)])
+def test_torch_that_executes_checkpoints_is_a_problem(monkeypatch, version, problems):
+    monkeypatch.setattr(doctor, "_versions", lambda names: [("torch", version)])
+    assert len(list(doctor.check_torch_age())) == problems
