@@ -21,7 +21,7 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"_requirements", "version"},
     "doctor": {"_requirements", "version"},
     "layers": set(),
-    "modeling": {"layers", "checkpoint"},  # a timm network's own file is read safely as well
+    "modeling": {"layers"},
     **{unit: SMALL for unit in INDEPENDENT},
     "engine": LOWER,
     "analysis": LOWER,
@@ -30,6 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"checkpoint"},
     "predictor": LOWER | {"engine", "visualization"},
 }
+# module -> what it may import against the rule: a timm network's own file is read safely as well
+EXCEPTIONS = {"offseg_d2.modeling.backbone.timm_backbone": {"checkpoint"}}
 # within modeling: unit -> units it may import, besides itself
 ALLOWED_IN_MODELING: dict[str, set[str]] = {
     "offset_learning": set(),
@@ -92,6 +94,7 @@ def test_unit_imports_only_what_lies_below_it(unit):
         if unit_of(dotted(path)) == unit
         for name, line in package_imports(path)
         if unit_of(name) not in ALLOWED[unit] | {unit, *_names_of_the_package(name)}
+        if unit_of(name) not in EXCEPTIONS.get(dotted(path), set())
     ]
     assert not violations, violations
 
