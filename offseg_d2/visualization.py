@@ -289,7 +289,7 @@ def legend(
 
 
 def _font_size(width: int) -> int:
-    return int(np.clip(width / 55, 10, 32))
+    return int(np.clip(width / 64, 10, 32))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -18,6 +18,7 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 from offseg_d2.data import label_map_of, read_image, read_label_map
 from offseg_d2.engine import Trainer, setup_run
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report_user_errors(main)
