@@ -28,14 +28,7 @@ from offseg_d2.visualization import enlarge, legend, overlay, side_by_side
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/shapes/offseg_t_offset_demo.yaml"
 NUM_PICTURES = 8
-LEFT_BY_A_RUN = (
-    "*.pth",
-    "events.*",
-    "log.txt",
-    "metrics.json",
-    "last_checkpoint",
-    "pictures/*.png",
-)
+LEFT_BY_A_RUN = ("*.pth", "events.*", "log.txt", "metrics.*", "last_checkpoint", "pictures/*.png")
 
 
 def remove_last_run(folder: Path) -> None:
