@@ -26,7 +26,8 @@ class ConfigError(ValueError):
 def add_offseg_config(cfg: CN) -> None:
     """Add the keys of offseg_d2 to ``cfg`` (Detectron2's defaults), in place."""
     _add_input_keys(cfg)
-    _add_model_keys(cfg)
+    _add_backbone_keys(cfg)
+    _add_head_keys(cfg)
     _add_solver_keys(cfg)
     _add_test_keys(cfg)
     _change_defaults(cfg)
@@ -53,7 +54,7 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
 
 
-def _add_model_keys(cfg: CN) -> None:
+def _add_backbone_keys(cfg: CN) -> None:
     # "SyncBN" (synchronised across processes on CUDA, plain on CPU or with one process) or "BN".
     cfg.MODEL.BATCH_NORM = "SyncBN"
     # Keep the backbone's batch norms in evaluation mode (running statistics) while training.
@@ -93,6 +94,8 @@ def _add_model_keys(cfg: CN) -> None:
     # [height, width] for networks that are built for one input size; empty for all others.
     cfg.MODEL.TIMM.IMAGE_SIZE = []
 
+
+def _add_head_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Last layer: "offset" (offset learning) or "plain" (dropout and 1x1 convolution).
     head.CLASSIFIER = "offset"
