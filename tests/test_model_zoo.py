@@ -1,0 +1,140 @@
+"""The model zoo: its rows are complete, have the published sizes and recipes, and run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+
+import offseg_d2.data
+import offseg_d2.modeling  # noqa: F401  (registers the models)
+from offseg_d2.config import load_config
+from tests.common import ROOT, seed_all
+
+CONFIGS = ROOT / "configs"
+DOCUMENT = ROOT / "docs" / "MODEL_ZOO.md"
+GOLDEN = ROOT / "tests" / "golden" / "official_parameters.json"
+SCHEDULES = {"ade20k": "160k", "cityscapes": "160k", "coco_stuff": "80k", "pascal_context": "80k"}
+OFFSEG = ("offseg_t", "offseg_b", "offseg_l")
+SEGFORMER = tuple(f"segformer_b{i}" for i in range(6))
+SEGNEXT = ("segnext_t", "segnext_s", "segnext_b")
+ROWS = [
+    (dataset, model)
+    for dataset in SCHEDULES
+    for model in (*OFFSEG, *SEGFORMER, *SEGNEXT)
+    if dataset != "pascal_context" or model in SEGNEXT
+]
+# dataset -> crop (height, width), images per iteration, sliding window (crop, stride)
+RECIPES = {
+    "ade20k": ([512, 512], 16, ([512, 512], [480, 480])),
+    "cityscapes": ([1024, 1024], 8, ([1024, 1024], [768, 768])),
+    "coco_stuff": ([512, 512], 16, ([512, 512], [480, 480])),
+    "pascal_context": ([480, 480], 16, ([480, 480], [320, 320])),
+}
+CLASSES = {"ade20k": 150, "cityscapes": 19, "coco_stuff": 171, "pascal_context": 59}
+
+
+def path_of(dataset: str, model: str) -> Path:
+    return CONFIGS / dataset / f"{model}_offset_{SCHEDULES[dataset]}.yaml"
+
+
+def load(dataset: str, model: str, *opts: object) -> CfgNode:
+    return load_config(str(path_of(dataset, model)), ["MODEL.DEVICE", "cpu", *opts])
+
+
+def unused_parameters(dataset: str, model: str) -> int:
+    """Size of the 1x1 convolution that the authors' offset heads carry without using it."""
+    channels = 512 if model == "segnext_b" else 256
+    return CLASSES[dataset] * (channels + 1)
+
+
+def count_parameters(cfg: CfgNode) -> int:
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        return sum(p.numel() for p in build_model(cfg).parameters())
+
+
+@pytest.mark.parametrize(("dataset", "model"), ROWS)
+def test_row_has_a_configuration_with_the_published_recipe(dataset, model):
+    cfg = load(dataset, model)
+    crop, batch, (window, stride) = RECIPES[dataset]
+    iterations = int(SCHEDULES[dataset].removesuffix("k")) * 1000
+    assert iterations == cfg.SOLVER.MAX_ITER
+    assert cfg.SOLVER.POLY_END_ITER in (0, iterations)
+    assert (cfg.INPUT.CROP.SIZE, cfg.SOLVER.IMS_PER_BATCH) == (crop, batch)
+    test = cfg.TEST.SEM_SEG
+    whole = model in SEGNEXT and dataset in ("ade20k", "coco_stuff")
+    assert test.MODE == ("whole" if whole else "slide")
+    assert (test.CROP_SIZE, test.STRIDE) == (window, stride)
+    assert (32 if model in SEGNEXT else 0) == test.SIZE_DIVISIBILITY
+    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES[dataset]
+    assert cfg.MODEL.WEIGHTS.startswith("weights/")
+
+
+def test_official_sizes_are_known_for_every_row_of_the_paper():
+    official = json.loads(GOLDEN.read_text())
+    expected = {
+        f"{dataset}/{model}"
+        for dataset, model in ROWS
+        if not (dataset == "cityscapes" and model in SEGFORMER)  # the paper has none
+    }
+    assert set(official) >= expected
+
+
+@pytest.mark.parametrize(("dataset", "model"), ROWS)
+def test_parameters_are_the_authors_to_the_unit_without_the_unused_convolution(dataset, model):
+    official = json.loads(GOLDEN.read_text())
+    name = f"{dataset}/{model}"
+    if name in official:
+        expected = official[name] - unused_parameters(dataset, model)
+    else:  # a class costs its representation and its two values of the layer norm
+        other = official[f"ade20k/{model}"] - unused_parameters("ade20k", model)
+        expected = other - (CLASSES["ade20k"] - CLASSES[dataset]) * (256 + 2)
+    assert count_parameters(load(dataset, model)) == expected
+
+
+@pytest.mark.parametrize(("dataset", "model"), ROWS)
+def test_row_trains_and_predicts_at_64_pixels(dataset, model):
+    cfg = load(dataset, model, "INPUT.CROP.SIZE", [64, 64])
+    seed_all(0)
+    network = build_model(cfg).train()
+    classes = CLASSES[dataset]
+    batch = [
+        {
+            "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8),
+            "sem_seg": torch.randint(classes, (64, 64)),
+        }
+        for _ in range(2)
+    ]
+    loss = sum(network(batch).values())
+    loss.backward()
+    assert torch.isfinite(loss)
+    without = [name for name, p in network.named_parameters() if p.grad is None]
+    assert not without, without
+    with torch.no_grad():
+        result = network.eval()([{"image": batch[0]["image"]}])[0]["sem_seg"]
+    assert result.shape == (classes, 64, 64) and bool(result.isfinite().all())
+
+
+def documented_rows() -> dict[str, int]:
+    """Configuration -> parameters, as docs/MODEL_ZOO.md tells them."""
+    pattern = re.compile(r"^\| \[([\w/]+)\]\(\.\./configs/\1\.yaml\) \| ([\d ]+) \|", re.M)
+    text = DOCUMENT.read_text(encoding="utf-8")
+    return {name: int(number.replace(" ", "")) for name, number in pattern.findall(text)}
+
+
+def test_document_lists_every_benchmark_configuration():
+    leaves = {
+        path.relative_to(CONFIGS).with_suffix("").as_posix()
+        for dataset in SCHEDULES
+        for path in (CONFIGS / dataset).glob("*.yaml")
+    }
+    assert set(documented_rows()) == leaves
+
+
+@pytest.mark.parametrize(("name", "parameters"), sorted(documented_rows().items()))
+def test_document_tells_the_true_number_of_parameters(name, parameters):
+    assert count_parameters(load_config(str(CONFIGS / f"{name}.yaml"))) == parameters
