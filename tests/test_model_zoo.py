@@ -64,13 +64,13 @@ def test_row_has_a_configuration_with_the_published_recipe(dataset, model):
     iterations = int(SCHEDULES[dataset].removesuffix("k")) * 1000
     assert iterations == cfg.SOLVER.MAX_ITER
     assert cfg.SOLVER.POLY_END_ITER in (0, iterations)
-    assert (cfg.INPUT.CROP.SIZE, cfg.SOLVER.IMS_PER_BATCH) == (crop, batch)
+    assert (crop, batch) == (cfg.INPUT.CROP.SIZE, cfg.SOLVER.IMS_PER_BATCH)
     test = cfg.TEST.SEM_SEG
     whole = model in SEGNEXT and dataset in ("ade20k", "coco_stuff")
-    assert test.MODE == ("whole" if whole else "slide")
-    assert (test.CROP_SIZE, test.STRIDE) == (window, stride)
+    assert ("whole" if whole else "slide") == test.MODE
+    assert (window, stride) == (test.CROP_SIZE, test.STRIDE)
     assert (32 if model in SEGNEXT else 0) == test.SIZE_DIVISIBILITY
-    assert cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES == CLASSES[dataset]
+    assert CLASSES[dataset] == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert cfg.MODEL.WEIGHTS.startswith("weights/")
 
 
