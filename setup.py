@@ -30,7 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["offseg_d2", "offseg_d2.*"]),
-    package_data={"offseg_d2": ["**/*.json", "**/*.txt"]},
+    package_data={"offseg_d2": ["**/*.j2", "**/*.json", "**/*.txt"]},
     python_requires=">=3.10",
     # Detectron2 is missing on purpose: it has no release on the package index, so that no
     # requirement line can name it. tools/setup_env.py installs it (make setup).
@@ -49,6 +49,7 @@ setup(
         "tabulate",
         "termcolor",
         "submitit",
+        "jinja2",
         # imported by Detectron2
         "cloudpickle",
         "hydra-core",
@@ -60,7 +61,7 @@ setup(
         "yacs",
     ],
     extras_require={
-        "dev": ["mypy", "pytest", "ruff"],
+        "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
         "export": ["onnx", "onnxruntime"],
         "timm": ["timm"],
         "video": ["av"],
