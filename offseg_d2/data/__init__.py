@@ -4,6 +4,7 @@ from . import datasets
 from .augmentation import build_augmentations
 from .build import SampleLoader, build_test_loader, build_train_loader
 from .dataset_mapper import SemSegDatasetMapper, build_mapper
+from .datasets import adapt_to_folders, ensure_registered, register_folder
 from .image_io import DataFileError, read_image
 from .label_map import (
     IGNORE_LABEL,
@@ -22,6 +23,7 @@ __all__ = [
     "SampleLoader",
     "SemSegDatasetMapper",
     "TrainingBatchSampler",
+    "adapt_to_folders",
     "build_augmentations",
     "build_lut",
     "build_mapper",
@@ -29,7 +31,9 @@ __all__ = [
     "build_train_loader",
     "datasets",
     "describe_label_map",
+    "ensure_registered",
     "label_map_of",
     "read_image",
     "read_label_map",
+    "register_folder",
 ]

@@ -243,6 +243,8 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
         ValueError: a key has a value that cannot be used.
     """
     if not is_train:
+        if cfg.TEST.SEM_SEG.TTA.ENABLED:  # each view is made from the image as it is
+            return []
         return [KeepRatioResize(_pair(cfg.INPUT.RESIZE.SCALE_TEST, "INPUT.RESIZE.SCALE_TEST"))]
     augmentations = [_build_train_resize(cfg)]
     crop = cfg.INPUT.CROP

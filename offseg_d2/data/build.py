@@ -20,9 +20,11 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, Metadata, MetadataCatalog
 from detectron2.data.samplers import InferenceSampler
 from detectron2.utils import comm
+from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import build_mapper
+from .datasets import ensure_registered
 from .image_io import DataFileError
 from .label_map import (
     IGNORE_LABEL,
@@ -83,6 +85,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
             f"`DATALOADER.SAMPLER_TRAIN` must be 'TrainingSampler', "
             f"but is {cfg.DATALOADER.SAMPLER_TRAIN!r}."
         )
+    ensure_registered(cfg.DATASETS.TRAIN)
     metadata = joint_metadata(cfg.DATASETS.TRAIN)
     _check_classes(cfg, metadata)
     records = list(itertools.chain.from_iterable(_records(n) for n in cfg.DATASETS.TRAIN))
@@ -118,6 +121,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
         ValueError: config and dataset disagree, or a key cannot be used.
         FileNotFoundError: the dataset is not where it was looked for.
     """
+    ensure_registered([dataset_name])
     metadata = MetadataCatalog.get(dataset_name)
     _check_classes(cfg, metadata)
     records = _records(dataset_name)
@@ -177,6 +181,15 @@ def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:
         raise ValueError(
             f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {num_classes} for dataset "
             f"'{metadata.name}', but is {head.NUM_CLASSES}."
+        )
+    if num_classes == 1:
+        log_first_n(
+            logging.WARNING,
+            f"Dataset '{metadata.name}' has the one class '{classes_of(metadata)[0]}': with no "
+            f"other to confuse it with, mIoU is 100 whatever is learned. Make the background a "
+            f"class of its own instead of ignoring it.",
+            name=__name__,
+            key="message",
         )
     for raw_id, train_id in label_map_of(metadata).items():
         if train_id >= num_classes and train_id != IGNORE_LABEL:

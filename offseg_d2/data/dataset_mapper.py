@@ -1,6 +1,6 @@
 """From a dataset's record (file names) to what the model takes (tensors).
 
-One mapper, chosen by ``INPUT.DATASET_MAPPER_NAME``.
+One mapper; ``INPUT.DATASET_MAPPER_NAME`` says whether it adds the masks of the classes.
 """
 
 from collections.abc import Callable
@@ -11,10 +11,21 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
+from detectron2.structures import Instances
 
 from .augmentation import build_augmentations
 from .image_io import DataFileError, read_image
-from .label_map import LabelLut, build_lut, joint_metadata, label_map_of, read_label_map
+from .label_map import (
+    IGNORE_LABEL,
+    LabelLut,
+    build_lut,
+    joint_metadata,
+    label_map_of,
+    read_label_map,
+)
+
+# `INPUT.DATASET_MAPPER_NAME` -> whether the mapper yields instances.
+_MAPPERS = {"sem_seg": False, "instances": True}
 
 
 class SemSegDatasetMapper:
@@ -25,6 +36,7 @@ class SemSegDatasetMapper:
         augmentations: applied in order to the BGR uint8 image and the train ids.
         image_format: "RGB" or "BGR" of the yielded image.
         label_lut: table of the dataset's label map; needed in training.
+        with_instances: in training also yield one binary mask for each class that is present.
     """
 
     @configurable
@@ -35,6 +47,7 @@ class SemSegDatasetMapper:
         augmentations: list[Augmentation],
         image_format: str = "RGB",
         label_lut: LabelLut | None = None,
+        with_instances: bool = False,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(
@@ -46,6 +59,7 @@ class SemSegDatasetMapper:
         self.augmentations = AugmentationList(augmentations)
         self.image_format = image_format
         self.label_lut = label_lut
+        self.with_instances = with_instances
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -57,6 +71,7 @@ class SemSegDatasetMapper:
             "augmentations": build_augmentations(cfg, is_train),
             "image_format": cfg.INPUT.FORMAT,
             "label_lut": lut,
+            "with_instances": _with_instances(cfg.INPUT.DATASET_MAPPER_NAME),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +84,8 @@ class SemSegDatasetMapper:
             The record's own entries (it is not changed itself), with
             "image": (3, h, w) uint8 in ``image_format``, 0..255, augmented, not normalised;
             "height", "width": of the image as it is on disk, in pixels;
-            "sem_seg": (h, w) int64 train ids, 255 ignored (training only).
+            "sem_seg": (h, w) int64 train ids, 255 ignored (training only);
+            "instances": as :func:`class_instances` of it (training only, on demand).
 
         Raises:
             DataFileError: image or label cannot be used; names the file.
@@ -84,6 +100,8 @@ class SemSegDatasetMapper:
         sample["image"] = _to_planes(aug_input.image, swap=self.image_format == "RGB")
         if aug_input.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+            if self.with_instances:
+                sample["instances"] = class_instances(sample["sem_seg"])
         return sample
 
     def _read_labels(self, sample: dict[str, Any], image: np.ndarray) -> np.ndarray:
@@ -99,7 +117,22 @@ class SemSegDatasetMapper:
         return sem_seg
 
 
-_DATASET_MAPPERS = {"sem_seg": SemSegDatasetMapper}
+def class_instances(sem_seg: torch.Tensor) -> Instances:
+    """One binary mask for each class in a label map; pixels that are ignored are in none.
+
+    Args:
+        sem_seg: (h, w) int64 train ids, 255 ignored.
+
+    Returns:
+        instances of the image size (h, w), M of them, which may be 0, by ascending class:
+        "gt_classes": (M,) int64;
+        "gt_masks": (M, h, w) bool.
+    """
+    classes = sem_seg.unique()  # ascending
+    classes = classes[classes != IGNORE_LABEL]
+    height, width = sem_seg.shape
+    masks = sem_seg == classes[:, None, None]  # (M, h, w)
+    return Instances((height, width), gt_classes=classes, gt_masks=masks)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -108,13 +141,15 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dic
     Raises:
         ValueError: there is no mapper of that name.
     """
-    name = cfg.INPUT.DATASET_MAPPER_NAME
-    if name not in _DATASET_MAPPERS:
+    return SemSegDatasetMapper(cfg, is_train)
+
+
+def _with_instances(name: str) -> bool:
+    if name not in _MAPPERS:
         raise ValueError(
-            f"`INPUT.DATASET_MAPPER_NAME` must be one of {sorted(_DATASET_MAPPERS)}, "
-            f"but is {name!r}."
+            f"`INPUT.DATASET_MAPPER_NAME` must be one of {sorted(_MAPPERS)}, but is {name!r}."
         )
-    return _DATASET_MAPPERS[name](cfg, is_train)
+    return _MAPPERS[name]
 
 
 def _check_recorded_size(sample: dict[str, Any], image: np.ndarray) -> None:

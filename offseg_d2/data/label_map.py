@@ -13,7 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .image_io import DataFileError, read_bytes
 
@@ -88,6 +88,10 @@ def read_raw_labels(path: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             mode = image.mode
             raw = np.array(image, dtype=np.uint8) if mode in ("L", "P") else None
+    except UnidentifiedImageError:  # whose message tells a memory address, not the file
+        raise DataFileError(
+            f"Label file '{path}' cannot be decoded: its format is not known to Pillow."
+        ) from None
     # Pillow reports broken files as OSError, SyntaxError or ValueError, depending on the format.
     except (OSError, SyntaxError, ValueError) as error:
         raise DataFileError(f"Label file '{path}' cannot be decoded: {error}.") from error
@@ -123,6 +127,8 @@ def label_map_of(metadata: Metadata) -> dict[int, int]:
         ValueError: the metadata has no ``stuff_classes``.
     """
     num_classes = len(classes_of(metadata))
+    if hasattr(metadata, "refresh_label_map"):
+        metadata.refresh_label_map()  # which kind of label files lies there now
     if hasattr(metadata, "label_map"):
         return dict(metadata.label_map)
     identity = {i: i for i in range(num_classes)}

@@ -4,6 +4,7 @@ import torch
 
 from offseg_d2.data import DataFileError, SemSegDatasetMapper, build_lut, build_mapper
 from offseg_d2.data.augmentation import CvResizeTransform, KeepRatioResize
+from offseg_d2.data.dataset_mapper import class_instances
 from tests.data.common import camvid_cfg, write_image, write_label
 
 LUT = build_lut({0: 0, 1: 1, 11: 255})
@@ -90,9 +91,57 @@ def test_mapper_is_built_from_the_config(record):
 def test_unknown_names_are_refused_with_the_choices():
     cfg = camvid_cfg()
     cfg.INPUT.DATASET_MAPPER_NAME = "semseg"
-    with pytest.raises(ValueError, match=r"must be one of \['sem_seg'\], but is 'semseg'"):
+    with pytest.raises(ValueError, match=r"must be one of \['instances', 'sem_seg'\], but is"):
         build_mapper(cfg, is_train=True)
     with pytest.raises(ValueError, match=r"`INPUT\.FORMAT` must be one of .* but is 'YUV'"):
         SemSegDatasetMapper(False, augmentations=[], image_format="YUV")
     with pytest.raises(ValueError, match="`label_lut` must be given"):
         SemSegDatasetMapper(True, augmentations=[])
+
+
+# ---------------------------------------------------------------- masks of the classes
+
+
+def test_each_class_that_is_present_has_one_mask_and_ignored_pixels_are_in_none():
+    sem_seg = torch.tensor([[7, 7, 255], [3, 255, 3], [0, 3, 255]])
+    instances = class_instances(sem_seg)
+    assert instances.image_size == (3, 3) and len(instances) == 3
+    assert instances.gt_classes.dtype == torch.int64
+    assert instances.gt_classes.tolist() == [0, 3, 7]
+    assert instances.gt_masks.dtype == torch.bool
+    for index, mask in zip(instances.gt_classes.tolist(), instances.gt_masks, strict=True):
+        assert torch.equal(mask, sem_seg == index)
+
+
+def test_label_map_without_a_labelled_pixel_has_no_masks():
+    instances = class_instances(torch.full((4, 6), 255))
+    assert len(instances) == 0
+    assert instances.gt_classes.shape == (0,) and instances.gt_classes.dtype == torch.int64
+    assert instances.gt_masks.shape == (0, 4, 6) and instances.gt_masks.dtype == torch.bool
+
+
+def test_instances_are_those_of_the_augmented_label_map(record, tmp_path):
+    write_label(tmp_path / "l.png", np.array([[0, 1, 11, 0]] * 3).repeat(2, 0).repeat(2, 1))
+    mapper = SemSegDatasetMapper(
+        True, augmentations=[KeepRatioResize((4, 3))], label_lut=LUT, with_instances=True
+    )
+    sample = mapper(record)
+    assert sample["sem_seg"].tolist() == [[0, 1, 255, 0]] * 3
+    assert sample["instances"].image_size == (3, 4)
+    assert sample["instances"].gt_classes.tolist() == [0, 1]
+    assert sample["instances"].gt_masks.sum(dim=(1, 2)).tolist() == [6, 3]
+
+
+@pytest.mark.parametrize("name", ["sem_seg", "instances"])
+def test_configuration_says_whether_there_are_instances_and_changes_nothing_else(record, name):
+    cfg = camvid_cfg()
+    cfg.INPUT.DATASET_MAPPER_NAME = name
+    np.random.seed(0)
+    sample = build_mapper(cfg, is_train=True)(record)
+    assert ("instances" in sample) is (name == "instances")
+    cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
+    np.random.seed(0)
+    other = build_mapper(cfg, is_train=True)(record)
+    assert torch.equal(sample["image"], other["image"])
+    assert torch.equal(sample["sem_seg"], other["sem_seg"])
+    assert "instances" not in build_mapper(cfg, is_train=False)(record)

@@ -9,9 +9,7 @@ Layout below ``camvid/``: ``images/{split}/*.jpg``, ``annotations/{split}/*.png`
 11 = void) and ``{split}.txt`` (one name a line).
 """
 
-import functools
-
-from .folder import SemSegFolder, datasets_root, register_sem_seg
+from .folder import LabelKind, Layout, SemSegFolder, register_split
 
 # (name, colour), by train id
 CAMVID_CLASSES = (
@@ -36,21 +34,6 @@ def register_camvid() -> None:
     label_map = {train_id: train_id for train_id in range(len(CAMVID_CLASSES))}
     label_map[CAMVID_VOID] = 255
     for split in CAMVID_SPLITS:
-        folder = SemSegFolder(
-            name=f"camvid_{split}",
-            top_dir="camvid",
-            image_dir=f"camvid/images/{split}",
-            label_dir=f"camvid/annotations/{split}",
-            list_file=f"camvid/{split}.txt",
-        )
-        register_sem_seg(
-            folder.name,
-            functools.partial(_load, folder),
-            stuff_classes=[name for name, _ in CAMVID_CLASSES],
-            stuff_colors=[list(color) for _, color in CAMVID_CLASSES],
-            label_map=label_map,
-        )
-
-
-def _load(folder: SemSegFolder) -> list[dict]:
-    return folder.load(datasets_root())
+        layout = Layout("camvid", f"images/{split}", f"annotations/{split}", f"{split}.txt")
+        folder = SemSegFolder(f"camvid_{split}", [layout], [LabelKind(".png", label_map)])
+        register_split(folder, CAMVID_CLASSES)

@@ -15,12 +15,11 @@ import functools
 import json
 import os
 import zlib
-from typing import Any
 
 import cv2
 import numpy as np
 
-from .folder import SemSegFolder, datasets_root, register_sem_seg
+from .folder import LabelKind, Layout, SemSegFolder, datasets_root, register_split
 from .generated import generated_folder
 from .shapes_drawing import CONTOURS, Look, hsv_to_rgb, light, mix, paint, texture_blend
 
@@ -216,32 +215,21 @@ def register_shapes(prefix: str = "shapes", params: ShapesParams | None = None) 
     """
     params = params or ShapesParams()
     label_map = {train_id: train_id for train_id in range(len(SHAPES_CLASSES))}
+    top_dir = os.path.join("shapes", params.folder_name)
     for split in _SPLITS:
-        name = f"{prefix}_{split}"
-        register_sem_seg(
-            name,
-            functools.partial(_load, name, split, params),
-            stuff_classes=[name for name, _ in SHAPES_CLASSES],
-            stuff_colors=[list(color) for _, color in SHAPES_CLASSES],
-            label_map=label_map,
+        layout = Layout(top_dir, f"images/{split}", f"annotations/{split}", f"{split}.txt")
+        folder = SemSegFolder(
+            f"{prefix}_{split}", [layout], [LabelKind(".png", label_map)], image_suffixes=(".png",)
         )
+        register_split(folder, SHAPES_CLASSES, functools.partial(_make, top_dir, params))
 
 
 _SPLITS = ("train", "val")
 
 
-def _load(name: str, split: str, params: ShapesParams) -> list[dict[str, Any]]:
-    top_dir = os.path.join("shapes", params.folder_name)
-    root = generated_folder(datasets_root(), top_dir, functools.partial(_write, params))
-    folder = SemSegFolder(
-        name=name,
-        top_dir=top_dir,
-        image_dir=os.path.join(top_dir, "images", split),
-        label_dir=os.path.join(top_dir, "annotations", split),
-        list_file=os.path.join(top_dir, f"{split}.txt"),
-        image_suffix=".png",
-    )
-    return folder.load(root)
+def _make(top_dir: str, params: ShapesParams) -> str:
+    """Root below which the images lie, drawn if they are not there yet."""
+    return generated_folder(datasets_root(), top_dir, functools.partial(_write, params))
 
 
 def _write(params: ShapesParams, path: str) -> None:

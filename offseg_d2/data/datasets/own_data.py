@@ -1,0 +1,185 @@
+"""A user's own data, in one step: a folder of images, label files and a list of classes.
+
+::
+
+    ROOT/classes.txt or ROOT/classes.json
+    ROOT/images/SPLIT/NAME.jpg
+    ROOT/annotations/SPLIT/NAME.png
+
+``folder:ROOT:SPLIT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is such a dataset without any
+code; :func:`register_folder` gives it a name of its own.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from .class_file import ClassTable, class_table, find_class_file, read_class_file
+from .folder import LabelKind, Layout, SemSegFolder, register_split
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "folder:"
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+_IMAGES, _LABELS = "images", "annotations"
+
+
+def register_folder(name: str, root: str, classes: Sequence[str] | str | None = None) -> list[str]:
+    """Register the splits of a folder as ``{name}_{split}``, one for each folder in ``images/``.
+
+    Args:
+        name: of the dataset.
+        root: folder with ``images/{split}`` and ``annotations/{split}``.
+        classes: names of the classes, label file value by value from 0 on (255 is ignored); or the
+            path of a file as :func:`~offseg_d2.data.datasets.class_file.read_class_file` reads it;
+            None takes ``classes.json`` or ``classes.txt`` in ``root``.
+
+    Returns:
+        the registered names.
+
+    Raises:
+        FileNotFoundError: the folder, its images or the file of classes are not there.
+        ValueError: the classes cannot be used, or the name is taken.
+    """
+    root = os.path.expanduser(root)
+    splits = _splits(root)
+    if not splits:
+        raise FileNotFoundError(
+            f"`root` must hold a folder 'images' with a folder for each split, but '{root}' does "
+            f"not."
+        )
+    table = _table(root, classes)
+    for split in splits:
+        known = MetadataCatalog.get(f"{name}_{split}")
+        if getattr(known, "stuff_classes", None) and getattr(known, "folder_root", None) != root:
+            raise ValueError(
+                f"`name` must not be that of another dataset, but '{known.name}' is taken."
+            )
+        _register(f"{name}_{split}", root, split, table)
+    return [f"{name}_{split}" for split in splits]
+
+
+def ensure_registered(names: Iterable[str]) -> None:
+    """Register those of the dataset names that are ``folder:ROOT:SPLIT``, if they are not yet.
+
+    Raises:
+        FileNotFoundError: a folder or its file of classes is not there.
+        ValueError: a name is of another form, or the classes cannot be used.
+    """
+    for name in names:
+        if name.startswith(PREFIX) and name not in DatasetCatalog.list():
+            root, split = _parse(name)
+            if split not in _splits(root):
+                raise FileNotFoundError(
+                    f"Dataset '{name}' must have its images in '{root}/{_IMAGES}/{split}', but "
+                    f"there is no such folder; splits there: {', '.join(_splits(root)) or 'none'}."
+                )
+            _register(name, root, split, _table(root, None))
+
+
+def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Register the ``folder:`` datasets of a config, and set in it what follows from them.
+
+    ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` becomes the number of classes of ``DATASETS.TRAIN`` (of
+    ``DATASETS.TEST`` for an evaluation). In training, members of ``DATASETS.TEST`` with other
+    classes (those of the config file that was started from) give way to the folder's split
+    ``val``, if there is one. Each change is logged. Without ``folder:`` datasets nothing changes.
+
+    Args:
+        cfg: config, changed in place even if it is frozen.
+        eval_only: the run evaluates only; ``DATASETS.TRAIN`` is not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: as :func:`ensure_registered`.
+    """
+    leading = cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN
+    ensure_registered([*leading, *cfg.DATASETS.TEST])
+    folders = [name for name in leading if name.startswith(PREFIX)]
+    if not folders:
+        return
+    was_frozen = cfg.is_frozen()
+    cfg.defrost()
+    head, number = cfg.MODEL.SEM_SEG_HEAD, len(MetadataCatalog.get(folders[0]).stuff_classes)
+    if number != head.NUM_CLASSES:
+        logger.info(
+            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` is {number}, as '{folders[0]}' has it "
+            f"(the configuration says {head.NUM_CLASSES})."
+        )
+        head.NUM_CLASSES = number
+    if not eval_only:
+        _replace_foreign_test_sets(cfg, folders[0])
+    if was_frozen:
+        cfg.freeze()
+
+
+def _replace_foreign_test_sets(cfg: CfgNode, train_name: str) -> None:
+    """Leave out test sets of other classes than ``train_name``; take its split val instead."""
+    classes = MetadataCatalog.get(train_name).stuff_classes
+    before = tuple(cfg.DATASETS.TEST)
+    kept = tuple(
+        name
+        for name in before
+        # A folder was named on purpose: if its classes differ, the loader says so.
+        if name.startswith(PREFIX)
+        or getattr(MetadataCatalog.get(name), "stuff_classes", None) == classes
+    )
+    if kept == before:
+        return
+    root, _ = _parse(train_name)
+    if not kept and "val" in _splits(root):
+        kept = (f"{PREFIX}{root}:val",)
+        ensure_registered(kept)
+    cfg.DATASETS.TEST = kept
+    logger.warning(
+        f"`DATASETS.TEST` is {kept} instead of {before}, whose classes are not those of "
+        f"'{train_name}'."
+    )
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """Root and split of ``folder:ROOT:SPLIT``; the root may hold colons."""
+    root, _, split = name.removeprefix(PREFIX).rpartition(":")
+    if not root or not split or "/" in split:
+        raise ValueError(f"A dataset folder must be named 'folder:ROOT:SPLIT', but is '{name}'.")
+    return os.path.expanduser(root), split
+
+
+def _splits(root: str) -> list[str]:
+    if not PathManager.isdir(root):
+        raise FileNotFoundError(f"Dataset folder '{root}' must exist, but there is none.")
+    images = os.path.join(root, _IMAGES)
+    entries = PathManager.ls(images) if PathManager.isdir(images) else []
+    return sorted(e for e in entries if PathManager.isdir(os.path.join(images, e)))
+
+
+def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
+    if classes is None:
+        return read_class_file(find_class_file(root))
+    if isinstance(classes, str):
+        return read_class_file(classes)
+    return class_table({"classes": list(classes)}, "`classes`")
+
+
+def _register(name: str, root: str, split: str, table: ClassTable) -> None:
+    if not PathManager.isdir(os.path.join(root, _LABELS, split)):
+        raise FileNotFoundError(
+            f"Dataset '{name}' must have its label files in '{root}/{_LABELS}/{split}', but there "
+            f"is no such folder."
+        )
+    folder = SemSegFolder(
+        name,
+        [Layout(root, f"{_IMAGES}/{split}", f"{_LABELS}/{split}")],
+        [LabelKind(".png", table.label_map)],
+        image_suffixes=IMAGE_SUFFIXES,
+    )
+    register_split(folder, table.classes, find_root=_no_root)
+    MetadataCatalog.get(name).folder_root = root
+
+
+def _no_root() -> str:
+    """The layout's folder is a path of its own, not below DETECTRON2_DATASETS."""
+    return ""

@@ -1,0 +1,133 @@
+"""Which files a registered dataset consists of, gaps included."""
+
+import collections
+import difflib
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from detectron2.data import DatasetCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..datasets import ensure_registered
+from .faults import Fault
+
+Record = dict[str, Any]
+_MAX_NAMES_SHOWN = 3
+
+
+def require_registered(name: str) -> None:
+    """Check that a dataset of this name is registered; ``folder:`` names register themselves.
+
+    Raises:
+        ValueError: it is not; names the nearest ones.
+        FileNotFoundError: the folder that it names is not there.
+    """
+    ensure_registered([name])
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+    raise ValueError(f"'{name}' must be a registered dataset, but is none.{hint}")
+
+
+def list_records(name: str) -> list[Record]:
+    """Return the records of a dataset, also of one whose files are partly missing.
+
+    A loader that finds gaps raises an error whose ``records`` are those that should be there;
+    the check of each file will name what is missing.
+
+    Raises:
+        FileNotFoundError: there is no telling what should be there.
+        ValueError: the dataset is not registered, cannot be listed, or is empty.
+    """
+    require_registered(name)
+    try:
+        records = DatasetCatalog.get(name)
+    except FileNotFoundError as error:
+        records = getattr(error, "records", None)
+        if not records:
+            raise
+    except (AssertionError, KeyError) as error:  # how Detectron2's own loaders complain
+        raise ValueError(f"Dataset '{name}' must be readable, but is not: {error}.") from error
+    if not records:
+        raise ValueError(f"Dataset '{name}' must hold at least one image, but is empty.")
+    return list(records)
+
+
+def find_duplicates(name: str, records: list[Record]) -> Iterator[Fault]:
+    """Find files and names that belong to several records; each record is told of once."""
+    for key, what in (
+        ("file_name", "is the image"),
+        ("sem_seg_file_name", "is the label map"),
+        ("image_id", "is the name"),
+    ):
+        counts = collections.Counter(r[key] for r in records if r.get(key) is not None)
+        repeated = {value: count for value, count in counts.items() if count > 1}
+        for value, count in repeated.items():
+            yield Fault("duplicate", str(value), f"{what} of {count} records of '{name}'")
+        records = [record for record in records if record.get(key) not in repeated]
+
+
+def find_unused(records: list[Record]) -> Iterator[Fault]:
+    """Look for files beside those of the records, in the same folders and with the same endings.
+
+    Where every complete pair is used, a file without its counterpart is half a pair that was
+    dropped, and a fault. Elsewhere a list chooses what is used, and one line tells how much is not.
+    """
+    pairs = [
+        (r["file_name"], r["sem_seg_file_name"]) for r in records if r.get("sem_seg_file_name")
+    ]
+    endings = [_endings(os.path.basename(i), os.path.basename(m)) for i, m in pairs]
+    image_folder_of = {os.path.dirname(m): os.path.dirname(i) for i, m in pairs}
+    used = {path for pair in pairs for path in pair}
+    folders = set(image_folder_of.values())
+    images = {
+        (folder, stem): path
+        for folder in folders
+        for stem, path in _unused_files(folder, {image for image, _ in endings}, used)
+    }
+    labels = {
+        (image_folder, stem): path
+        for folder, image_folder in image_folder_of.items()
+        for stem, path in _unused_files(folder, {label for _, label in endings}, used)
+    }
+    if images.keys() & labels.keys():
+        yield from _summarize_unused([*images.values(), *labels.values()])
+        return
+    for path in sorted(images.values()):
+        yield Fault("missing_label", path, "has no label map, and is not used")
+    for path in sorted(labels.values()):
+        yield Fault("missing_image", path, "is the label map of no image, and is not used")
+
+
+def _endings(image: str, label: str) -> tuple[str, str]:
+    """What follows the common beginning: a_rgb.png, a_ids.png -> rgb.png, ids.png."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(image, label, strict=False))
+    common = sum(1 for _ in pairs)
+    if common in (len(image), len(label)):
+        common = len(os.path.splitext(label)[0])
+    return image[common:], label[common:]
+
+
+def _unused_files(folder: str, endings: set[str], used: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield stem and path of the files of a folder that have one of the endings."""
+    for name in PathManager.ls(folder) if PathManager.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        ending = max((e for e in endings if name.endswith(e)), key=len, default=None)
+        if ending is not None and path not in used and not name.startswith("."):
+            yield name[: len(name) - len(ending)].rstrip("._-"), path
+
+
+def _summarize_unused(paths: list[str]) -> Iterator[Fault]:
+    by_folder = collections.defaultdict(list)
+    for path in paths:
+        by_folder[os.path.dirname(path)].append(os.path.basename(path))
+    for folder, names in sorted(by_folder.items()):
+        shown = ", ".join(sorted(names)[:_MAX_NAMES_SHOWN])
+        more = ", ..." if len(names) > _MAX_NAMES_SHOWN else ""
+        yield Fault(
+            "unlisted", folder, f"holds {len(names)} files that are not used: {shown}{more}"
+        )
