@@ -35,7 +35,9 @@ def test_result_is_passed_on():
     assert report_user_errors(max, 1, 3) == 3
 
 
-@pytest.mark.parametrize("tool", ["train_net", "demo", "convert_checkpoint"])
+@pytest.mark.parametrize(
+    "tool", ["train_net", "demo", "convert_checkpoint", "check_dataset", "view_dataset"]
+)
 def test_tools_share_the_one_report(tool):
     source = (ROOT / f"tools/{tool}.py").read_text()
     assert "from offseg_d2.cli import report_user_errors" in source
