@@ -1,12 +1,30 @@
-"""Evaluation of semantic segmentation by a confusion matrix."""
+"""Evaluation of semantic segmentation: scores, reports, predictions as files."""
 
+from .boundary import boundary_iou, boundary_pixels, count_boundaries
+from .class_ids import to_class_ids
 from .confusion import SegmentationMetrics, count_confusion, metrics_from_confusion
+from .observers import EvaluationObserver
+from .pictures import PictureWriter
+from .report import EvaluationReport, RunInfo
 from .sem_seg_evaluator import LabelReader, SemSegEvaluator
+from .submission import PREDICTION_FORMATS, PredictionFolder
+from .tally import Tally
 
 __all__ = [
+    "PREDICTION_FORMATS",
+    "EvaluationObserver",
+    "EvaluationReport",
     "LabelReader",
+    "PictureWriter",
+    "PredictionFolder",
+    "RunInfo",
     "SegmentationMetrics",
     "SemSegEvaluator",
+    "Tally",
+    "boundary_iou",
+    "boundary_pixels",
+    "count_boundaries",
     "count_confusion",
     "metrics_from_confusion",
+    "to_class_ids",
 ]

@@ -2,7 +2,7 @@
 
 It replaces Detectron2's own ``SemSegEvaluator``, which fails on numpy 2 (its label reader passes
 ``copy=False`` to ``np.array``), keeps every prediction in memory and always writes them to disk.
-Here nothing is kept but a (K+1, K+1) matrix of counts, unless predictions are asked for.
+Here an image leaves behind its counts, and nothing else unless predictions are asked for.
 """
 
 import json
@@ -13,19 +13,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
-from tabulate import tabulate
 from torch import Tensor
 
-from .confusion import (
-    ABSENT_CLASSES_RULES,
-    SegmentationMetrics,
-    count_confusion,
-    metrics_from_confusion,
-)
+from .boundary import boundary_iou, count_boundaries
+from .class_ids import to_class_ids
+from .confusion import check_absent_classes, count_confusion, metrics_from_confusion
+from .observers import EvaluationObserver
+from .results import to_results, to_table
+from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +32,9 @@ LabelReader = Callable[[Mapping[str, Any]], np.ndarray]
 
 class SemSegEvaluator(DatasetEvaluator):
     """Mean IoU and its relatives over a data set, at the size of the label maps.
+
+    An image, identified by its "file_name", counts once even if a sampler delivers it several
+    times, to one process or to several.
 
     Attributes:
         confusion_matrix: (K + 1, K + 1) int64 after :meth:`evaluate`, on the main process the sum
@@ -45,6 +46,8 @@ class SemSegEvaluator(DatasetEvaluator):
         ignore_value: label of pixels that do not count.
         read_label: returns the (H, W) class ids of the ground truth for an input dict.
         absent_classes: ``"zero"`` or ``"skip"``, see :mod:`.confusion`.
+        boundary: whether to measure the Boundary IoU too, see :mod:`.boundary`.
+        observers: shown every image that is counted, see :mod:`.observers`.
         distributed: whether to sum over all processes.
         output_dir: where to write predictions as run-length encoded JSON; None writes nothing.
         dataset_ids: category id of each class in that file; None means the class id itself.
@@ -57,19 +60,18 @@ class SemSegEvaluator(DatasetEvaluator):
         read_label: LabelReader,
         *,
         absent_classes: str = "zero",
+        boundary: bool = False,
+        observers: Sequence[EvaluationObserver] = (),
         distributed: bool = True,
         output_dir: str | None = None,
         dataset_ids: Sequence[int] | None = None,
     ) -> None:
-        if absent_classes not in ABSENT_CLASSES_RULES:
-            raise ValueError(
-                f"`TEST.SEM_SEG.ABSENT_CLASSES` must be one of {list(ABSENT_CLASSES_RULES)}, "
-                f"but is {absent_classes!r}."
-            )
         self.class_names = list(class_names)
         self.ignore_value = ignore_value
         self.read_label = read_label
-        self.absent_classes = absent_classes
+        self.absent_classes = check_absent_classes(absent_classes)
+        self.boundary = boundary
+        self.observers = list(observers)
         self.distributed = distributed
         self.output_dir = output_dir
         self.dataset_ids = list(range(len(class_names)) if dataset_ids is None else dataset_ids)
@@ -77,11 +79,25 @@ class SemSegEvaluator(DatasetEvaluator):
 
     def reset(self) -> None:
         """Forget all images."""
-        size = len(self.class_names) + 1
-        self._counts = np.zeros((size, size), dtype=np.int64)
-        self._num_images = 0
-        self._segments: list[dict[str, Any]] = []
+        num_classes = len(self.class_names)
+        self._shape = (num_classes + 1, num_classes + 1)
+        size = (num_classes + 1) ** 2 + (3 * num_classes if self.boundary else 0)
+        self._tally = Tally(size, self.distributed)
+        self._segments: dict[str, list[dict[str, Any]]] = {}  # by file name
         self.confusion_matrix = self._counts
+        for observer in self.observers:
+            observer.reset()
+
+    @property
+    def _counts(self) -> np.ndarray:
+        """Confusion matrix of the images of this process."""
+        return self._split(self._tally.counts)[0]
+
+    def _split(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Confusion matrix (K + 1, K + 1), and boundary counts (3, K) or (0, K)."""
+        rows, columns = self._shape
+        matrix, boundary = np.split(counts, [rows * columns])
+        return matrix.reshape(self._shape), boundary.reshape(-1, columns - 1)
 
     def process(
         self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Tensor]]
@@ -96,105 +112,87 @@ class SemSegEvaluator(DatasetEvaluator):
             ValueError: if a prediction has another size than its label map or another K.
         """
         for record, output in zip(inputs, outputs, strict=True):
-            prediction = self._to_class_ids(record, output["sem_seg"])
+            name = record["file_name"]
+            if not self._tally.is_new(name):
+                continue
+            prediction = to_class_ids(output["sem_seg"], len(self.class_names), name)
             label = np.asarray(self.read_label(record))
-            if label.shape != tuple(prediction.shape):
+            if label.shape != prediction.shape:
                 raise ValueError(
-                    f"The prediction for `{record.get('file_name')}` must have the size of its "
-                    f"label map, (height, width) = {label.shape}, but has "
-                    f"{tuple(prediction.shape)}."
+                    f"The prediction for `{name}` must have the size of its label map, "
+                    f"(height, width) = {label.shape}, but has {prediction.shape}."
                 )
-            self._counts += count_confusion(
-                torch.from_numpy(label.astype(np.int64)),
-                prediction,
-                len(self.class_names),
-                self.ignore_value,
-            )
-            self._num_images += 1
+            counts = self._count(name, label, prediction)
+            for observer in self.observers:
+                observer.process(record, label, prediction, counts)
             if self.output_dir is not None:
-                self._segments += self._encode(record, prediction)
+                self._segments[name] = self._encode(name, prediction)
 
-    def _to_class_ids(self, record: Mapping[str, Any], sem_seg: Tensor) -> Tensor:
-        if sem_seg.dim() == 2 and not sem_seg.is_floating_point():
-            return sem_seg
-        if sem_seg.dim() != 3 or sem_seg.shape[0] != len(self.class_names):
-            raise ValueError(
-                f"The prediction for `{record.get('file_name')}` must be "
-                f"({len(self.class_names)}, H, W) scores or an (H, W) integer map, but is a "
-                f"{tuple(sem_seg.shape)} tensor of {sem_seg.dtype}."
-            )
-        return sem_seg.argmax(dim=0)
+    def _count(self, name: str, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
+        """Add one image to the sums; returns its confusion matrix."""
+        settings = len(self.class_names), self.ignore_value
+        matrix = count_confusion(label, prediction, *settings)
+        counts = matrix.ravel()
+        if self.boundary:
+            boundary = count_boundaries(label, prediction, *settings)
+            counts = np.concatenate([counts, boundary.ravel()])
+        self._tally.add(name, counts)
+        return matrix
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
         """Metrics over all images and processes.
 
         Returns:
-            ``{"sem_seg": {...}}`` with mIoU, fwIoU, mACC, pACC, ``IoU-<class>`` and
-            ``ACC-<class>`` in percent, NaN for what the data set does not hold; None on processes
-            other than the main one.
+            ``{"sem_seg": {...}}`` with the keys of :func:`.results.to_results` in percent, NaN for
+            what the data set does not hold; None on processes other than the main one.
 
         Raises:
             ValueError: if no image was counted.
         """
-        counts, num_images, segments = self._gather()
+        if self.distributed:
+            comm.synchronize()
+        counts, num_images, num_repeated = self._tally.total()
+        segments = self._gather(self._segments)
+        states = [self._gather(observer.state()) for observer in self.observers]
         if not comm.is_main_process():
             return None
         if num_images == 0:
             raise ValueError("The data set to evaluate on must hold images, but none was counted.")
-        self.confusion_matrix = counts
-        metrics = metrics_from_confusion(counts, self.absent_classes)
+        if num_repeated:
+            logger.warning(
+                "Images were delivered again %d times; each was counted once.", num_repeated
+            )
+        self.confusion_matrix, boundary_counts = self._split(counts)
+        metrics = metrics_from_confusion(self.confusion_matrix, self.absent_classes)
+        boundary = boundary_iou(boundary_counts, self.absent_classes) if self.boundary else None
+        table = to_table(self.class_names, metrics, boundary)
+        logger.info("Evaluation of %d images:\n%s", num_images, table)
         if self.output_dir is not None:
-            _write_segments(self.output_dir, segments)
-        logger.info("Evaluation of %d images:\n%s", num_images, self._table(metrics))
-        return OrderedDict(sem_seg=self._results(metrics))
+            _write_segments(self.output_dir, [s for parts in segments.values() for s in parts])
+        results = to_results(self.class_names, metrics, boundary)
+        for observer, images in zip(self.observers, states, strict=True):
+            observer.finish(results, self.confusion_matrix, images)
+        return OrderedDict(sem_seg=results)
 
-    def _gather(self) -> tuple[np.ndarray, int, list[dict[str, Any]]]:
-        own = (self._counts, self._num_images, self._segments)
-        if not self.distributed:
-            return own
-        comm.synchronize()
-        gathered = comm.gather(own)
-        if not gathered:  # not the main process
-            return own
-        counts, numbers, segments = zip(*gathered, strict=True)
-        return np.sum(counts, axis=0), sum(numbers), [item for part in segments for item in part]
+    def _gather(self, of_images: Mapping[str, Any]) -> dict[str, Any]:
+        """On the main process what all have of their images, each once, by sorted file name."""
+        parts = comm.gather(dict(of_images)) if self.distributed else [of_images]
+        merged: dict[str, Any] = {}
+        for part in reversed(parts):  # the process of the lowest rank wins, as in the tally
+            merged |= part
+        return dict(sorted(merged.items()))
 
-    def _results(self, metrics: SegmentationMetrics) -> dict[str, float]:
-        results = {"mIoU": 100 * metrics.miou, "fwIoU": 100 * metrics.fwiou}
-        for name, iou in zip(self.class_names, metrics.iou, strict=True):
-            results[f"IoU-{name}"] = 100 * float(iou)
-        results |= {"mACC": 100 * metrics.macc, "pACC": 100 * metrics.pacc}
-        for name, acc in zip(self.class_names, metrics.acc, strict=True):
-            results[f"ACC-{name}"] = 100 * float(acc)
-        return results
-
-    def _table(self, metrics: SegmentationMetrics) -> str:
-        columns = (metrics.iou, metrics.acc, metrics.label_share)
-        rows = [
-            (name, *(100 * value for value in values))
-            for name, *values in zip(self.class_names, *columns, strict=True)
-        ]
-        rows.append(("mean", 100 * metrics.miou, 100 * metrics.macc, None))
-        table = tabulate(
-            rows,
-            headers=("class", "IoU %", "ACC %", "label share %"),
-            floatfmt=".2f",
-            missingval="-",
-        )
-        return f"{table}\nfwIoU {100 * metrics.fwiou:.2f} %, pACC {100 * metrics.pacc:.2f} %"
-
-    def _encode(self, record: Mapping[str, Any], prediction: Tensor) -> list[dict[str, Any]]:
+    def _encode(self, name: str, class_ids: np.ndarray) -> list[dict[str, Any]]:
         """One COCO-style segment for each class that the prediction holds."""
         from pycocotools import mask as mask_utils  # only needed for this
 
-        class_ids = prediction.cpu().numpy()
         segments = []
         for class_id in np.unique(class_ids):
             encoded = mask_utils.encode(np.asfortranarray(class_ids == class_id, dtype=np.uint8))
             encoded["counts"] = encoded["counts"].decode("ascii")
             segments.append(
                 {
-                    "file_name": record["file_name"],
+                    "file_name": name,
                     "category_id": self.dataset_ids[int(class_id)],
                     "segmentation": encoded,
                 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from offseg_d2.evaluation import count_confusion, metrics_from_confusion
+from offseg_d2.evaluation import confusion, count_confusion, metrics_from_confusion
 from tests.golden import parity_rules
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "J_iou_metric.npz"
@@ -36,16 +36,65 @@ def test_ids_outside_the_classes_count_for_the_other_side_only():
     assert metrics.pacc == 0.5
 
 
-def test_matrix_equals_a_loop_over_pixels():
+@pytest.mark.parametrize(
+    ("num_classes", "dtype", "ignore_value"),
+    [
+        (4, np.uint8, 255),
+        (4, np.int64, 255),
+        (4, np.int16, -1),
+        (4, np.int64, 2**40),
+        (4, np.int32, 0),  # the ignored id may be one of the classes'
+        (253, np.uint8, 255),
+        (254, np.int64, 254),
+        (255, np.uint8, 255),
+        (300, np.int32, 65535),
+    ],
+)
+def test_matrix_equals_a_loop_over_pixels(num_classes, dtype, ignore_value):
     rng = np.random.default_rng(0)
-    label = rng.integers(0, 6, (13, 17))
-    label[label == 5] = 255
-    prediction = rng.integers(0, 4, (13, 17))
-    expected = np.zeros((5, 5), np.int64)
-    for row, column in zip(label.ravel(), prediction.ravel(), strict=True):
-        if row != 255:
-            expected[row, column] += 1
-    np.testing.assert_array_equal(count(label, prediction, 4), expected)
+    extremes = [0, 1, num_classes - 1, num_classes, num_classes + 1, 255, -1, 70000, ignore_value]
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    extremes = [value for value in extremes if low <= value <= high]
+    label = rng.choice(extremes, (13, 17)).astype(dtype)
+    prediction = rng.choice(extremes, (13, 17)).astype(dtype)
+    expected = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for row, column in zip(label.ravel().tolist(), prediction.ravel().tolist(), strict=True):
+        if row != ignore_value:
+            row = row if 0 <= row < num_classes else num_classes
+            expected[row, column if 0 <= column < num_classes else num_classes] += 1
+    before = label.copy(), prediction.copy()
+    matrix = count(label, prediction, num_classes, ignore_value)
+    assert matrix.dtype == np.int64
+    np.testing.assert_array_equal(matrix, expected)
+    np.testing.assert_array_equal((label, prediction), before)  # inputs are left alone
+
+
+def test_large_images_are_counted_exactly_in_parts(monkeypatch):
+    label = torch.from_numpy(np.random.default_rng(0).integers(0, 5, (50, 7)))
+    prediction = label.flip(0)
+    expected = count(label, prediction, 5)
+    monkeypatch.setattr(confusion, "_EXACT_IN_FLOAT32", 30)  # four rows at a time
+    np.testing.assert_array_equal(count(label, prediction, 5), expected)
+    assert expected.sum() == 350
+
+
+def test_more_pixels_of_a_kind_than_32_bit_floats_can_count():
+    side = 4100  # 16 810 000 pixels, 2^24 are 16 777 216
+    same = torch.zeros(side, side, dtype=torch.uint8)
+    assert count(same, same, 2)[0, 0] == side * side
+
+
+def test_image_without_pixels_counts_nothing():
+    for shape in ((0, 0), (0, 5), (5, 0)):
+        assert count(np.zeros(shape, np.uint8), np.zeros(shape, np.int64), 3).sum() == 0
+
+
+def test_maps_may_be_views_of_larger_ones():
+    label = np.random.default_rng(0).integers(0, 3, (20, 30)).astype(np.uint8)
+    prediction = torch.from_numpy(label.astype(np.int64)).T
+    view = label.T[::2, 3:9]
+    matrix = count_confusion(view, prediction[::2, 3:9], 3, 255)
+    assert np.diagonal(matrix).tolist() == [*np.bincount(view.ravel(), minlength=3), 0]
 
 
 def test_prediction_may_be_of_any_integer_type():

@@ -9,30 +9,16 @@ import torch
 from detectron2.evaluation import print_csv_format
 from pycocotools import mask as mask_utils
 
-from offseg_d2.evaluation import SemSegEvaluator
+from tests.evaluation.samples import (
+    CLASSES,
+    Recorder,
+    label_of,
+    make_evaluator,
+    prediction_of,
+    process,
+)
 
-CLASSES = ("road", "sky", "tree")
-
-
-def make_labels(num_images: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(1)
-    labels = rng.integers(0, 4, (num_images, 6, 8)).astype(np.uint8)
-    labels[labels == 3] = 255
-    return {f"{index}.png": label for index, label in enumerate(labels)}
-
-
-LABELS = make_labels(4)
-RNG = np.random.default_rng(2)
-PREDICTIONS = {name: torch.from_numpy(RNG.integers(0, 3, (6, 8))) for name in LABELS}
-
-
-def make_evaluator(**kwargs) -> SemSegEvaluator:
-    return SemSegEvaluator(CLASSES, 255, lambda record: LABELS[record["file_name"]], **kwargs)
-
-
-def process(evaluator: SemSegEvaluator, names, convert=lambda prediction: prediction) -> None:
-    for name in names:
-        evaluator.process([{"file_name": name}], [{"sem_seg": convert(PREDICTIONS[name])}])
+NAMES = [f"{index}.png" for index in range(4)]
 
 
 def to_scores(prediction: torch.Tensor) -> torch.Tensor:
@@ -41,14 +27,14 @@ def to_scores(prediction: torch.Tensor) -> torch.Tensor:
 
 def test_results_have_the_keys_of_detectron2_in_percent():
     evaluator = make_evaluator()
-    process(evaluator, LABELS)
+    process(evaluator, NAMES)
     results = evaluator.evaluate()
     assert list(results) == ["sem_seg"]
     expected = {"mIoU", "fwIoU", "mACC", "pACC"}
     expected |= {f"{kind}-{name}" for kind in ("IoU", "ACC") for name in CLASSES}
     assert results["sem_seg"].keys() == expected
-    label = np.concatenate([LABELS[name].ravel() for name in LABELS])
-    prediction = np.concatenate([PREDICTIONS[name].numpy().ravel() for name in LABELS])
+    label = np.concatenate([label_of(name).ravel() for name in NAMES])
+    prediction = np.concatenate([prediction_of(name).numpy().ravel() for name in NAMES])
     right = (label == prediction)[label != 255].mean()
     assert results["sem_seg"]["pACC"] == pytest.approx(100 * right)
     print_csv_format(results)  # Detectron2's own printer takes them
@@ -56,8 +42,8 @@ def test_results_have_the_keys_of_detectron2_in_percent():
 
 def test_scores_and_label_maps_give_the_same_result():
     by_scores, by_ids = make_evaluator(), make_evaluator()
-    process(by_scores, LABELS, to_scores)
-    process(by_ids, LABELS, lambda prediction: prediction.to(torch.uint8))
+    process(by_scores, NAMES, to_scores)
+    process(by_ids, NAMES, lambda prediction: prediction.to(torch.uint8))
     assert by_scores.evaluate() == by_ids.evaluate()
 
 
@@ -70,16 +56,16 @@ def test_equal_scores_go_to_the_first_class():
 
 def test_result_does_not_depend_on_the_order_of_images():
     forward, backward = make_evaluator(), make_evaluator()
-    process(forward, sorted(LABELS))
-    process(backward, sorted(LABELS, reverse=True))
+    process(forward, sorted(NAMES))
+    process(backward, sorted(NAMES, reverse=True))
     assert forward.evaluate() == backward.evaluate()
 
 
 def test_evaluating_twice_counts_once_and_reset_forgets():
     evaluator = make_evaluator()
-    process(evaluator, LABELS)
+    process(evaluator, NAMES)
     assert evaluator.evaluate() == evaluator.evaluate()
-    assert evaluator.confusion_matrix.sum() == sum((v != 255).sum() for v in LABELS.values())
+    assert evaluator.confusion_matrix.sum() == sum((label_of(n) != 255).sum() for n in NAMES)
     evaluator.reset()
     with pytest.raises(ValueError, match="none was counted"):
         evaluator.evaluate()
@@ -102,7 +88,7 @@ def test_prediction_of_another_form_is_refused_naming_the_file(sem_seg):
 def test_nothing_is_written_unless_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     evaluator = make_evaluator()
-    process(evaluator, LABELS)
+    process(evaluator, NAMES)
     evaluator.evaluate()
     assert os.listdir(tmp_path) == []
 
@@ -116,13 +102,45 @@ def test_written_predictions_decode_to_what_was_predicted(tmp_path):
     for segment in segments:
         assert segment["file_name"] == "0.png"
         decoded[mask_utils.decode(segment["segmentation"]) == 1] = segment["category_id"]
-    np.testing.assert_array_equal(decoded - 7, PREDICTIONS["0.png"].numpy())
+    np.testing.assert_array_equal(decoded - 7, prediction_of("0.png").numpy())
 
 
 def test_table_of_classes_is_logged(caplog):
     evaluator = make_evaluator()
-    process(evaluator, LABELS)
+    process(evaluator, NAMES)
     with caplog.at_level("INFO"):
         evaluator.evaluate()
     assert "Evaluation of 4 images" in caplog.text
     assert all(name in caplog.text for name in CLASSES)
+
+
+def test_repeated_image_counts_once_with_a_warning(caplog):
+    once, twice = make_evaluator(), make_evaluator(observers=[recorder := Recorder()])
+    process(once, NAMES)
+    process(twice, [*NAMES, NAMES[2], NAMES[0]])
+    assert twice.evaluate() == once.evaluate()
+    assert "delivered again 2 times" in caplog.text
+    assert recorder.calls == ["reset", *NAMES, "state", "finish"]
+
+
+def test_observers_get_the_results_and_what_they_have_kept_of_each_image():
+    recorder = Recorder()
+    evaluator = make_evaluator(observers=[recorder])
+    process(evaluator, NAMES[::-1])
+    results = evaluator.evaluate()["sem_seg"]
+    assert recorder.results == results
+    assert recorder.images == {name: int((label_of(name) != 255).sum()) for name in NAMES}
+    assert list(recorder.images) == sorted(NAMES)
+    assert recorder.total == evaluator.confusion_matrix.sum()
+    evaluator.reset()
+    assert recorder.pixels == {}
+
+
+def test_class_ids_may_be_of_any_integer_type():
+    expected = make_evaluator()
+    process(expected, NAMES)
+    expected = expected.evaluate()
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        evaluator = make_evaluator()
+        process(evaluator, NAMES, lambda prediction, dtype=dtype: prediction.to(dtype))
+        assert evaluator.evaluate() == expected

@@ -1,0 +1,140 @@
+"""What evaluation costs beside the network: this project's evaluator and Detectron2's in turn.
+
+::
+
+    python benchmarks/evaluator.py [--rounds 30] [--threads 1] [--present 15] [--output FILE]
+
+Measured is the way from a map of class ids to the statistics of one image, 512x683 pixels and 150
+classes: everything an evaluator does after its argmax. Reading the label file is on neither side:
+both get the label from memory (Detectron2's own reader fails on numpy 2). Detectron2's evaluator
+counts pairs, counts its multi-class "boundary" (whose classes are wrong, see
+offseg_d2/evaluation/boundary.py) and encodes each class for a JSON file, always; here the right
+Boundary IoU is shown as a row of its own, and nothing is encoded unless asked for. Encoding takes
+Detectron2 longer the more classes a prediction holds: ``--present`` of the 150.
+
+The evaluators take turns in each round, and the ratio is the median over the rounds.
+"""
+
+import argparse
+import itertools
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from common import machine, write_json
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.evaluation import SemSegEvaluator as Detectron2Evaluator
+
+from offseg_d2.evaluation import SemSegEvaluator
+
+HEIGHT, WIDTH, NUM_CLASSES, IGNORED = 512, 683, 150, 255
+
+
+class AfterArgmax:
+    """Stands for scores whose argmax is known and costs nothing."""
+
+    def __init__(self, class_ids: torch.Tensor) -> None:
+        self.class_ids = class_ids
+
+    def argmax(self, dim: int) -> torch.Tensor:
+        return self.class_ids
+
+
+def draw_maps(present: int) -> tuple[np.ndarray, torch.Tensor]:
+    """Label (uint8, 2 % ignored) and prediction (int64) of smooth regions and their mix-ups."""
+    rng = np.random.default_rng(0)
+    classes = rng.choice(NUM_CLASSES, present, replace=False)
+    scores = np.stack([cv2.resize(rng.normal(size=(7, 9)), (WIDTH, HEIGHT)) for _ in classes])
+    noise = np.stack([cv2.resize(rng.normal(size=(32, 43)), (WIDTH, HEIGHT)) for _ in classes])
+    label = classes[scores.argmax(axis=0)].astype(np.uint8)
+    label[:10] = IGNORED
+    return label, torch.from_numpy(classes[(scores + 0.3 * noise).argmax(axis=0)])
+
+
+def make_detectron2(label: np.ndarray) -> tuple[Detectron2Evaluator, Callable]:
+    DatasetCatalog.register("benchmark", lambda: [{"file_name": "0", "sem_seg_file_name": "0"}])
+    names = [str(index) for index in range(NUM_CLASSES)]
+    MetadataCatalog.get("benchmark").set(stuff_classes=names, ignore_label=IGNORED)
+    evaluator = Detectron2Evaluator(
+        "benchmark", distributed=False, sem_seg_loading_fn=lambda path, dtype: label.astype(dtype)
+    )
+    evaluator.reset()
+
+    def process(class_ids: torch.Tensor) -> None:
+        evaluator.process([{"file_name": "0"}], [{"sem_seg": AfterArgmax(class_ids)}])
+
+    return evaluator, process
+
+
+def make_own(label: np.ndarray, boundary: bool) -> tuple[SemSegEvaluator, Callable]:
+    names = [str(index) for index in range(NUM_CLASSES)]
+    evaluator = SemSegEvaluator(names, IGNORED, lambda record: label, boundary=boundary)
+    numbers = itertools.count()  # an image counts once, so each call has its own
+
+    def process(class_ids: torch.Tensor) -> None:
+        evaluator.process([{"file_name": str(next(numbers))}], [{"sem_seg": class_ids}])
+
+    return evaluator, process
+
+
+def time_in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
+    """(2, rounds) milliseconds of each call: elapsed, and of the processor.
+
+    Three rounds before do not count. On a busy machine the processor's time is the one to look at.
+    """
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
+    order = list(calls)
+    for _ in range(rounds + 3):
+        for name in order:
+            elapsed, processor = time.perf_counter(), time.process_time()
+            calls[name]()
+            spent = time.perf_counter() - elapsed, time.process_time() - processor
+            times[name].append((1000 * spent[0], 1000 * spent[1]))
+        order.append(order.pop(0))  # whoever comes next finds other caches
+    return {name: np.array(values[3:]).T for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--present", type=int, default=15, help="classes of the maps, 1..150")
+    parser.add_argument("--output", default="", metavar="FILE", help="write the rows as JSON")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cv2.setNumThreads(args.threads)
+    label, class_ids = draw_maps(args.present)
+    theirs, process_theirs = make_detectron2(label)
+    ours, process_ours = make_own(label, boundary=False)
+    _, process_with_boundary = make_own(label, boundary=True)
+    small = class_ids.to(torch.uint8)
+    process_theirs(class_ids)
+    process_ours(class_ids)
+    same = bool((ours._counts[:-1, :-1] == theirs._conf_matrix[:-1, :-1].T).all())
+    calls = {
+        "detectron2": lambda: process_theirs(class_ids),
+        "offseg_d2": lambda: process_ours(class_ids),
+        "offseg_d2, ids in uint8": lambda: process_ours(small),
+        "offseg_d2, Boundary IoU": lambda: process_with_boundary(class_ids),
+    }
+    times = time_in_turn(calls, args.rounds)
+    rows = []
+    print(f"{'':26} {'elapsed':>12} {'ratio':>7} {'processor':>12} {'ratio':>7}")
+    for name, values in times.items():
+        ratios = np.median(times["detectron2"] / values, axis=1).round(1).tolist()
+        milliseconds = np.median(values, axis=1).round(2).tolist()
+        rows.append({"evaluator": name, "ms": milliseconds, "ratio": ratios})
+        cells = (f"{ms:9.2f} ms {r:7.1f}" for ms, r in zip(milliseconds, ratios, strict=True))
+        print(f"{name:26} {' '.join(cells)}")
+    present = len(np.unique(class_ids))
+    print(f"{present} of {NUM_CLASSES} classes predicted; same confusion matrix: {same}")
+    result = {**machine(), "rounds": args.rounds, "present": present, "same": same, "rows": rows}
+    print(machine())
+    if args.output:
+        write_json(args.output, result)
+
+
+if __name__ == "__main__":
+    main()
