@@ -28,13 +28,15 @@ def add_offseg_config(cfg: CN) -> None:
     _add_input_keys(cfg)
     _add_backbone_keys(cfg)
     _add_head_keys(cfg)
+    _add_mask_former_keys(cfg)
     _add_solver_keys(cfg)
     _add_test_keys(cfg)
     _change_defaults(cfg)
 
 
 def _add_input_keys(cfg: CN) -> None:
-    # Dataset mapper: the only one so far; "sem_seg" yields image and label map.
+    # What the dataset mapper yields in training: "sem_seg" (image and label map) or "instances"
+    # (also one binary mask for each class that is present).
     cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
     # Training resize. "keep_ratio": the image is scaled into SCALE x U(RATIO_RANGE), aspect kept.
     # "shortest_edge": Detectron2's MIN_SIZE_TRAIN / MAX_SIZE_TRAIN, as Mask2Former does.
@@ -59,6 +61,11 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.BATCH_NORM = "SyncBN"
     # Keep the backbone's batch norms in evaluation mode (running statistics) while training.
     cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM = False
+    # Compute the backbone's blocks again in the backward pass instead of keeping their activations:
+    # less memory, more time, the same gradients.
+    cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
+    # Compile backbone and head with torch.compile; needs a C++ compiler, on CUDA also triton.
+    cfg.MODEL.COMPILE = False
 
     cfg.MODEL.EFFICIENTFORMER_V2 = CN()
     # "s0", "s1", "s2" or "l".
@@ -83,6 +90,14 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.MSCAN.VARIANT = "t"
     # Largest stochastic depth rate; negative means the variant's own.
     cfg.MODEL.MSCAN.DROP_PATH_RATE = -1.0
+
+    cfg.MODEL.SWIN = CN()
+    # "t", "s", "b" or "l".
+    cfg.MODEL.SWIN.VARIANT = "t"
+    # Largest stochastic depth rate; negative means 0.3, as Mask2Former's.
+    cfg.MODEL.SWIN.DROP_PATH_RATE = -1.0
+    # Side of an attention window in tokens; 0 means the variant's own (7, for b and l 12).
+    cfg.MODEL.SWIN.WINDOW_SIZE = 0
 
     cfg.MODEL.TIMM = CN()
     # Network of `MODEL.BACKBONE.NAME` build_timm_backbone, by its name in timm.
@@ -130,13 +145,53 @@ def _add_head_keys(cfg: CN) -> None:
     cfg.MODEL.LIGHT_HAM.RANDOM_BASES = False
 
 
+def _add_mask_former_keys(cfg: CN) -> None:
+    # Network and losses of MaskFormerHead; the width of all its parts is SEM_SEG_HEAD.CONVS_DIM.
+    cfg.MODEL.MASK_FORMER = CN()
+    # Learned queries, each of which predicts one mask and its class.
+    cfg.MODEL.MASK_FORMER.NUM_OBJECT_QUERIES = 100
+    # Attention heads, in the pixel decoder and in the transformer decoder.
+    cfg.MODEL.MASK_FORMER.NHEADS = 8
+    # Layers of the pixel decoder's deformable encoder.
+    cfg.MODEL.MASK_FORMER.ENC_LAYERS = 6
+    # Hidden width of the feed-forward networks of the pixel decoder.
+    cfg.MODEL.MASK_FORMER.ENC_DIM_FEEDFORWARD = 1024
+    # Layers of the transformer decoder. There is one prediction more than layers; in the configs
+    # of facebookresearch/Mask2Former the key of this name counts the predictions.
+    cfg.MODEL.MASK_FORMER.DEC_LAYERS = 9
+    # Hidden width of the feed-forward networks of the transformer decoder.
+    cfg.MODEL.MASK_FORMER.DIM_FEEDFORWARD = 2048
+    # Losses on every prediction instead of the last one alone.
+    cfg.MODEL.MASK_FORMER.DEEP_SUPERVISION = True
+    # Weight of the no-object class in the classification loss.
+    cfg.MODEL.MASK_FORMER.NO_OBJECT_WEIGHT = 0.1
+    # Weight of the classification loss, and of the class in the matching.
+    cfg.MODEL.MASK_FORMER.CLASS_WEIGHT = 2.0
+    # Weight of the masks' cross-entropy, and of it in the matching.
+    cfg.MODEL.MASK_FORMER.MASK_WEIGHT = 5.0
+    # Weight of the dice loss, and of it in the matching.
+    cfg.MODEL.MASK_FORMER.DICE_WEIGHT = 5.0
+    # Points at which a mask is compared, in the losses and in the matching.
+    cfg.MODEL.MASK_FORMER.TRAIN_NUM_POINTS = 12544
+    # Random points per point of the mask losses, of which the most uncertain ones are kept.
+    cfg.MODEL.MASK_FORMER.OVERSAMPLE_RATIO = 3.0
+    # Share of the mask losses' points that are the most uncertain ones; the others are random.
+    cfg.MODEL.MASK_FORMER.IMPORTANCE_SAMPLE_RATIO = 0.75
+
+
 def _add_solver_keys(cfg: CN) -> None:
     # Optimizer: "ADAMW".
     cfg.SOLVER.OPTIMIZER = "ADAMW"
     # Decay rates of the optimizer's running means of gradients and of their squares.
     cfg.SOLVER.BETAS = [0.9, 0.999]
-    # Learning-rate factor of everything in the head (and of the talking heads, as the authors').
+    # Table of parameter groups: "per_pixel" (OffSeg's, by backbone) or "mask_query"
+    # (Mask2Former's: a slow backbone, norms and embeddings without weight decay).
+    cfg.SOLVER.PARAM_GROUPS = "per_pixel"
+    # Learning-rate factor of everything in the head (and of the talking heads, as the authors');
+    # for the parameter groups "per_pixel".
     cfg.SOLVER.HEAD_LR_FACTOR = 10.0
+    # Learning-rate factor of the backbone, for the parameter groups "mask_query".
+    cfg.SOLVER.BACKBONE_LR_FACTOR = 0.1
     # Iteration at which the poly schedule reaches zero; 0 means MAX_ITER.
     cfg.SOLVER.POLY_END_ITER = 0
     # Exponent of the poly schedule (1 is linear).
@@ -151,6 +206,11 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.KEEP_CHECKPOINTS = 3
     # Metric that decides which checkpoint is the best, as "task/key"; "" keeps no best one.
     cfg.SOLVER.BEST_METRIC = "sem_seg/mIoU"
+    cfg.SOLVER.EMA = CN()
+    # Keep a moving average of the weights; evaluations and `model_best` use it.
+    cfg.SOLVER.EMA.ENABLED = False
+    # Share of the average that stays in each iteration; it reaches back 1 / (1 - DECAY) of them.
+    cfg.SOLVER.EMA.DECAY = 0.9998
 
 
 def _add_test_keys(cfg: CN) -> None:
@@ -165,11 +225,27 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.SEM_SEG.WINDOW_BATCH = 4
     # The normalised image is zero-padded (right, bottom) to a multiple of this before inference.
     cfg.TEST.SEM_SEG.SIZE_DIVISIBILITY = 0
+    # Test-time augmentation: images are predicted at several sizes, and probabilities averaged.
+    cfg.TEST.SEM_SEG.TTA = CN()
+    # Whether to use it.
+    cfg.TEST.SEM_SEG.TTA.ENABLED = False
+    # Sizes relative to the original image, whatever RESIZE.SCALE_TEST is.
+    cfg.TEST.SEM_SEG.TTA.RATIOS = [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    # Each size also mirrored.
+    cfg.TEST.SEM_SEG.TTA.FLIP = True
     # Classes absent from the ground truth but predicted: "zero" counts them as IoU 0 (the
     # authors' and mmsegmentation's rule), "skip" leaves them out (Detectron2's rule).
     cfg.TEST.SEM_SEG.ABSENT_CLASSES = "zero"
     # Write predictions as run-length encoded JSON into OUTPUT_DIR/inference.
     cfg.TEST.SEM_SEG.SAVE_PREDICTIONS = False
+    # Form of the PNGs of `--save-predictions`: "class_ids", or that of a benchmark's test server,
+    # "ade20k" or "cityscapes".
+    cfg.TEST.SEM_SEG.PREDICTION_FORMAT = "class_ids"
+    # Measure the Boundary IoU of each class too (Cheng et al., CVPR 2021).
+    cfg.TEST.SEM_SEG.BOUNDARY_IOU = False
+    # Write metrics.json and report.html into OUTPUT_DIR/inference/<dataset>: "eval_only" (not when
+    # a training evaluates), "always" or "never".
+    cfg.TEST.SEM_SEG.REPORT = "eval_only"
 
 
 def _change_defaults(cfg: CN) -> None:

@@ -3,11 +3,14 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 
 import offseg_d2.data
 import offseg_d2.modeling  # noqa: F401  (registers the models)
@@ -27,6 +30,11 @@ ROWS = [
     for model in (*OFFSEG, *SEGFORMER, *SEGNEXT)
     if dataset != "pascal_context" or model in SEGNEXT
 ]
+# The mask-query form, which has a recipe of its own.
+MASK_QUERY = tuple(f"mask2former_{backbone}" for backbone in ("swin_t", *OFFSEG))
+MASK_SCHEDULES = {"ade20k": "160k", "cityscapes": "90k", "coco_stuff": "160k"}
+MASK_CROPS = {"ade20k": [512, 512], "cityscapes": [512, 1024], "coco_stuff": [512, 512]}
+MASK_ROWS = [(dataset, model) for dataset in MASK_SCHEDULES for model in MASK_QUERY]
 # dataset -> crop (height, width), images per iteration, sliding window (crop, stride)
 RECIPES = {
     "ade20k": ([512, 512], 16, ([512, 512], [480, 480])),
@@ -38,7 +46,8 @@ CLASSES = {"ade20k": 150, "cityscapes": 19, "coco_stuff": 171, "pascal_context":
 
 
 def path_of(dataset: str, model: str) -> Path:
-    return CONFIGS / dataset / f"{model}_offset_{SCHEDULES[dataset]}.yaml"
+    schedule = (MASK_SCHEDULES if model in MASK_QUERY else SCHEDULES)[dataset]
+    return CONFIGS / dataset / f"{model}_offset_{schedule}.yaml"
 
 
 def load(dataset: str, model: str, *opts: object) -> CfgNode:
@@ -52,8 +61,9 @@ def unused_parameters(dataset: str, model: str) -> int:
 
 
 def count_parameters(cfg: CfgNode) -> int:
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    # Swin computes its drop path rates with tensors, which must hold values.
+    cfg.MODEL.DEVICE = "cpu" if cfg.MODEL.BACKBONE.NAME == "Swin" else "meta"
+    with torch.device(cfg.MODEL.DEVICE):
         return sum(p.numel() for p in build_model(cfg).parameters())
 
 
@@ -72,6 +82,39 @@ def test_row_has_a_configuration_with_the_published_recipe(dataset, model):
     assert (32 if model in SEGNEXT else 0) == test.SIZE_DIVISIBILITY
     assert CLASSES[dataset] == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     assert cfg.MODEL.WEIGHTS.startswith("weights/")
+
+
+@pytest.mark.parametrize(("dataset", "model"), [*ROWS, *MASK_ROWS])
+def test_row_has_as_many_classes_as_its_datasets(dataset, model):
+    cfg = load(dataset, model)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        assert len(MetadataCatalog.get(name).stuff_classes) == CLASSES[dataset]
+
+
+@pytest.mark.parametrize(("dataset", "model"), MASK_ROWS)
+def test_mask_query_row_has_mask2formers_recipe(dataset, model):
+    cfg = load(dataset, model)
+    iterations = int(MASK_SCHEDULES[dataset].removesuffix("k")) * 1000
+    solver = cfg.SOLVER
+    assert (iterations, 16) == (solver.MAX_ITER, solver.IMS_PER_BATCH)
+    assert (solver.BASE_LR, solver.BACKBONE_LR_FACTOR, solver.WEIGHT_DECAY) == (1e-4, 0.1, 0.05)
+    assert (solver.WARMUP_ITERS, solver.POLY_LR_POWER) == (0, 0.9)
+    clip = solver.CLIP_GRADIENTS
+    assert (clip.ENABLED, clip.CLIP_TYPE, clip.CLIP_VALUE) == (True, "full_model", 0.01)
+    crop = MASK_CROPS[dataset]
+    assert crop == cfg.INPUT.CROP.SIZE
+    # short sides from half to twice the crop's (Cityscapes: the image's)
+    short = 1024 if dataset == "cityscapes" else crop[0]
+    assert [short * i // 10 for i in range(5, 21)] == list(cfg.INPUT.MIN_SIZE_TRAIN)
+    assert (cfg.INPUT.DATASET_MAPPER_NAME, cfg.TEST.SEM_SEG.MODE) == ("instances", "whole")
+    assert cfg.TEST.SEM_SEG.SIZE_DIVISIBILITY == 32
+    assert CLASSES[dataset] == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+
+
+def test_mask2former_with_offsets_has_the_authors_size():
+    # its head carries no unused layer
+    official = json.loads(GOLDEN.read_text())["ade20k/mask2former_swin_t"]
+    assert count_parameters(load("ade20k", "mask2former_swin_t")) == official
 
 
 def test_official_sizes_are_known_for_every_row_of_the_paper():
@@ -96,19 +139,26 @@ def test_parameters_are_the_authors_to_the_unit_without_the_unused_convolution(d
     assert count_parameters(load(dataset, model)) == expected
 
 
-@pytest.mark.parametrize(("dataset", "model"), ROWS)
+def random_record(classes: int) -> dict[str, Any]:
+    """What a mapper gives for a training crop of 64 x 64, of either kind."""
+    instances = Instances((64, 64))
+    instances.gt_classes = torch.tensor([0, classes - 1])
+    instances.gt_masks = torch.rand(2, 64, 64) < 0.5
+    return {
+        "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8),
+        "sem_seg": torch.randint(classes, (64, 64)),
+        "instances": instances,
+    }
+
+
+@pytest.mark.parametrize(("dataset", "model"), [*ROWS, *MASK_ROWS])
 def test_row_trains_and_predicts_at_64_pixels(dataset, model):
-    cfg = load(dataset, model, "INPUT.CROP.SIZE", [64, 64])
+    points = ("MODEL.MASK_FORMER.TRAIN_NUM_POINTS", 256)  # 4096 pixels are there in all
+    cfg = load(dataset, model, "INPUT.CROP.SIZE", [64, 64], *points)
     seed_all(0)
     network = build_model(cfg).train()
     classes = CLASSES[dataset]
-    batch = [
-        {
-            "image": torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8),
-            "sem_seg": torch.randint(classes, (64, 64)),
-        }
-        for _ in range(2)
-    ]
+    batch = [random_record(classes) for _ in range(2)]
     loss = sum(network(batch).values())
     loss.backward()
     assert torch.isfinite(loss)

@@ -6,6 +6,16 @@ from offseg_d2.layers.conv_bn import ConvBN, DepthwiseConvBN
 from offseg_d2.layers.drop_path import DropPath, drop_path_rates
 from offseg_d2.layers.freq_fusion import FreqFusion, LocalSimilaritySampler, neighbour_similarity
 from offseg_d2.layers.matrix_decomposition import NMF2D, Hamburger
+from offseg_d2.layers.ms_deform_attn import MSDeformAttn
+from offseg_d2.layers.point_sampling import (
+    PointSource,
+    sample_points,
+    uncertain_points,
+    uniform_points,
+)
+from offseg_d2.layers.position_encoding import sine_position_encoding
+from offseg_d2.layers.resampling import Resampling, bilinear, identity, resample
+from offseg_d2.layers.resized_argmax import interpolated_argmax, label_dtype
 from offseg_d2.layers.weight_init import fan_out_normal_
 
 __all__ = [
@@ -17,8 +27,20 @@ __all__ = [
     "FreqFusion",
     "Hamburger",
     "LocalSimilaritySampler",
+    "MSDeformAttn",
+    "PointSource",
+    "Resampling",
+    "bilinear",
     "carafe",
     "drop_path_rates",
     "fan_out_normal_",
+    "identity",
+    "interpolated_argmax",
+    "label_dtype",
     "neighbour_similarity",
+    "resample",
+    "sample_points",
+    "sine_position_encoding",
+    "uncertain_points",
+    "uniform_points",
 ]

@@ -4,36 +4,64 @@ from offseg_d2.modeling.backbone import (
     MSCAN,
     EfficientFormerV2,
     MiT,
+    Swin,
     TimmBackbone,
     TorchvisionMobileNetV2,
 )
-from offseg_d2.modeling.classifiers import OffsetClassifier, PlainClassifier, build_classifier
-from offseg_d2.modeling.meta_arch import InferenceSettings, PerPixelSegmentor
+from offseg_d2.modeling.classifiers import (
+    OffsetClassifier,
+    OffsetMaskPredictor,
+    PlainClassifier,
+    PlainMaskPredictor,
+    build_classifier,
+    build_mask_predictor,
+)
+from offseg_d2.modeling.meta_arch import (
+    AugmentedModel,
+    InferenceSettings,
+    LabelMapModel,
+    MaskSegmentor,
+    PerPixelSegmentor,
+    build_evaluation_model,
+)
 from offseg_d2.modeling.offset_learning import OffsetLearning
 from offseg_d2.modeling.pixel_decoder import (
     LightHamPixelDecoder,
+    MSDeformAttnPixelDecoder,
     OffSegPixelDecoder,
     SegFormerPixelDecoder,
 )
 from offseg_d2.modeling.replace_classifier import HostHead, replace_classifier
-from offseg_d2.modeling.sem_seg_head import PerPixelHead
+from offseg_d2.modeling.sem_seg_head import MaskFormerHead, PerPixelHead
+from offseg_d2.modeling.transformer_decoder import MaskedAttentionDecoder
 
 __all__ = [
     "MSCAN",
+    "AugmentedModel",
     "EfficientFormerV2",
     "HostHead",
     "InferenceSettings",
+    "LabelMapModel",
     "LightHamPixelDecoder",
+    "MSDeformAttnPixelDecoder",
+    "MaskFormerHead",
+    "MaskSegmentor",
+    "MaskedAttentionDecoder",
     "MiT",
     "OffSegPixelDecoder",
     "OffsetClassifier",
     "OffsetLearning",
+    "OffsetMaskPredictor",
     "PerPixelHead",
     "PerPixelSegmentor",
     "PlainClassifier",
+    "PlainMaskPredictor",
     "SegFormerPixelDecoder",
+    "Swin",
     "TimmBackbone",
     "TorchvisionMobileNetV2",
     "build_classifier",
+    "build_evaluation_model",
+    "build_mask_predictor",
     "replace_classifier",
 ]

@@ -1,7 +1,8 @@
 """The last layer: plain or with offsets, and the one place that chooses between them.
 
 A classifier turns ``pixel_features`` (B, C, H, W) into class logits (B, K, H, W), whatever came
-before; so offset learning replaces any final 1x1 convolution.
+before; so offset learning replaces any final 1x1 convolution. A mask predictor does the same with
+mask embeddings (B, Q, C), which each image brings along, in place of learned class vectors.
 
 Paper: OffSeg, ICCV 2025 (arXiv:2508.08811).
 """
@@ -74,6 +75,52 @@ class PlainClassifier(nn.Sequential):
         nn.init.zeros_(self.predictor.bias)
 
 
+class OffsetMaskPredictor(nn.Module):
+    """Mask logits of aligned mask embeddings and mask features.
+
+    Unlike the per-pixel classifier it has neither class vectors of its own nor a norm: a mask is
+    thresholded, its logits are not compared with each other.
+
+    Args:
+        dim: C, channels of mask embeddings and mask features.
+        class_offset: move each mask embedding towards the pixels that resemble it.
+        feature_offset: move each pixel towards the mask embeddings it resembles.
+    """
+
+    def __init__(self, dim: int, *, class_offset: bool = True, feature_offset: bool = True) -> None:
+        super().__init__()
+        self.offset_learning = OffsetLearning(
+            dim, class_offset=class_offset, feature_offset=feature_offset
+        )
+
+    def forward(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """(B, Q, C) and (B, C, H, W) -> mask logits (B, Q, H, W), in float32 under autocast."""
+        with torch.autocast(mask_features.device.type, enabled=False):
+            embeddings, features = _at_least_float32(mask_embeddings, mask_features)
+            scores = self.offset_learning.scores(features.flatten(2).mT, embeddings)  # (B, N, Q)
+        # Masks are resized, sampled and combined one by one, so each lies in one piece.
+        return scores.mT.contiguous().unflatten(2, mask_features.shape[-2:])
+
+
+class PlainMaskPredictor(nn.Module):
+    """The baseline: inner products of mask embeddings and mask features; it has no weights."""
+
+    def forward(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
+        """(B, Q, C) and (B, C, H, W) -> mask logits (B, Q, H, W), in float32 under autocast."""
+        with torch.autocast(mask_features.device.type, enabled=False):
+            embeddings, features = _at_least_float32(mask_embeddings, mask_features)
+            logits = embeddings @ features.flatten(2)  # (B, Q, N)
+        return logits.unflatten(2, mask_features.shape[-2:])
+
+
+def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
+    """All tensors in one type: float32, or float64 where one of them is."""
+    dtype = torch.float32
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return [tensor.to(dtype) for tensor in tensors]
+
+
 def build_classifier(
     name: str,
     dim: int,
@@ -102,6 +149,33 @@ def build_classifier(
         ),
         "plain": lambda: PlainClassifier(dim, num_classes, dropout=dropout),
     }
+    return _choose(name, choices)
+
+
+def build_mask_predictor(
+    name: str, dim: int, *, class_offset: bool = True, feature_offset: bool = True
+) -> nn.Module:
+    """The mask predictor that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
+
+    Args:
+        name: "offset" or "plain".
+        dim: C, channels of mask embeddings and mask features.
+        class_offset: see :class:`OffsetMaskPredictor`.
+        feature_offset: see :class:`OffsetMaskPredictor`.
+
+    Raises:
+        ValueError: if ``name`` is neither.
+    """
+    choices: dict[str, Callable[[], nn.Module]] = {
+        "offset": lambda: OffsetMaskPredictor(
+            dim, class_offset=class_offset, feature_offset=feature_offset
+        ),
+        "plain": PlainMaskPredictor,
+    }
+    return _choose(name, choices)
+
+
+def _choose(name: str, choices: dict[str, Callable[[], nn.Module]]) -> nn.Module:
     if name not in choices:
         raise ValueError(
             f"`MODEL.SEM_SEG_HEAD.CLASSIFIER` must be one of {sorted(choices)}, but is {name!r}."

@@ -4,15 +4,18 @@ from .build import GradientClipper, build_gradient_clipper, build_lr_scheduler, 
 from .lr_schedule import WarmupPolyLR, linear_warmup_factor, poly_factor, warmup_poly_factor
 from .param_groups import (
     DEFAULT_RULES,
+    MASK_QUERY_RULES,
     PARAM_GROUP_RULES,
     ParamGroupRule,
     assign_rules,
     build_param_groups,
     rules_for_backbone,
+    rules_of,
 )
 
 __all__ = [
     "DEFAULT_RULES",
+    "MASK_QUERY_RULES",
     "PARAM_GROUP_RULES",
     "GradientClipper",
     "ParamGroupRule",
@@ -25,5 +28,6 @@ __all__ = [
     "linear_warmup_factor",
     "poly_factor",
     "rules_for_backbone",
+    "rules_of",
     "warmup_poly_factor",
 ]

@@ -12,7 +12,7 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from torch import Tensor, nn
 
 from .lr_schedule import WarmupPolyLR
-from .param_groups import build_param_groups, rules_for_backbone
+from .param_groups import build_param_groups, rules_of
 
 # Clips the gradients of parameters in place; returns their total norm before clipping, or None
 # where the kind of clipping does not need it.
@@ -23,10 +23,11 @@ _FUSED_DEVICES = ("cpu", "cuda")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Optimizer ``SOLVER.OPTIMIZER`` over the parameter groups of the model's backbone.
+    """Optimizer ``SOLVER.OPTIMIZER`` over the parameter groups ``SOLVER.PARAM_GROUPS``.
 
     Raises:
-        ValueError: if the optimizer is unknown, a number is out of range or a rule fits nothing.
+        ValueError: if the optimizer or the table of groups is unknown, a number is out of range or
+            a rule fits nothing.
     """
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in _OPTIMIZERS:
@@ -38,7 +39,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     factors = {key: value for key, value in solver.items() if key.endswith("_LR_FACTOR")}
     groups = build_param_groups(
         model,
-        rules_for_backbone(cfg.MODEL.BACKBONE.NAME),
+        rules_of(solver.PARAM_GROUPS, cfg.MODEL.BACKBONE.NAME),
         base_lr=solver.BASE_LR,
         weight_decay=solver.WEIGHT_DECAY,
         lr_factors=factors,

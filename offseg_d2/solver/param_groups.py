@@ -4,10 +4,14 @@ A rule is a full pattern on parameter names. The first rule that matches decides
 without a rule get the base learning rate and weight decay. A rule that matches no parameter is an
 error, because a misspelt pattern would otherwise go unnoticed for a whole training run.
 
-The default table reproduces the groups of the authors' training runs: everything in the head,
+The tables "per_pixel" reproduce the groups of the authors' training runs: everything in the head,
 its norms and biases included, learns faster with the usual weight decay; so do the talking heads
 of EfficientFormerV2; the backbone's layers *named* norm have no weight decay, whereas batch norms
 with other names (``bn``, members of a sequence) do.
+
+The table "mask_query" is Mask2Former's (arXiv:2112.01527, section 4.1): the backbone learns slower
+than the head; norms, position tables and the queries' embeddings have no weight decay, but the
+level embedding of the pixel decoder has, as in the authors' training run.
 """
 
 import logging
@@ -65,9 +69,55 @@ PARAM_GROUP_RULES: dict[str, tuple[ParamGroupRule, ...]] = {
     "EfficientFormerV2": (HEAD_RULE, TALKING_HEAD_RULE, BACKBONE_NORM_RULE),
 }
 
+# The last names of modules that normalise, in the backbones here and in timm's and Detectron2's.
+_NORM_NAMES = r"(norm\d*|mid_norm|bn\d*|out_ln|layer_norm\d*)"
+_SLOW = "BACKBONE_LR_FACTOR"
+MASK_QUERY_RULES: tuple[ParamGroupRule, ...] = (
+    ParamGroupRule(
+        "backbone_norms",
+        rf"backbone\.(.+\.)?{_NORM_NAMES}\.(weight|bias)",
+        lr_factor=_SLOW,
+        weight_decay=0.0,
+        optional=True,  # frozen ones have no parameters
+    ),
+    ParamGroupRule(
+        "backbone_positions",
+        r"backbone\.(.+\.)?(relative_position_bias_table|bias\.table|absolute_pos_embed|pos_embed)",
+        lr_factor=_SLOW,
+        weight_decay=0.0,
+        optional=True,
+    ),
+    ParamGroupRule("backbone", r"backbone\..+", lr_factor=_SLOW),
+    ParamGroupRule(
+        "head_norms",
+        r"sem_seg_head\.(.+\.(norm\d?|decoder_norm)|pixel_decoder\.input_proj\.\d+\.1)"
+        r"\.(weight|bias)",
+        weight_decay=0.0,
+    ),
+    ParamGroupRule(
+        "embeddings",
+        r"sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.weight",
+        weight_decay=0.0,
+    ),
+)
+
+
+def rules_of(table: str, backbone_name: str) -> tuple[ParamGroupRule, ...]:
+    """The table that `SOLVER.PARAM_GROUPS` names, for the backbone registered as a name.
+
+    Raises:
+        ValueError: if there is no such table.
+    """
+    tables = {"per_pixel": rules_for_backbone(backbone_name), "mask_query": MASK_QUERY_RULES}
+    if table not in tables:
+        raise ValueError(
+            f"`SOLVER.PARAM_GROUPS` must be one of {sorted(tables)}, but is {table!r}."
+        )
+    return tables[table]
+
 
 def rules_for_backbone(backbone_name: str) -> tuple[ParamGroupRule, ...]:
-    """Table of the backbone registered as ``backbone_name``."""
+    """Table "per_pixel" of the backbone registered as ``backbone_name``."""
     return PARAM_GROUP_RULES.get(backbone_name, DEFAULT_RULES)
 
 

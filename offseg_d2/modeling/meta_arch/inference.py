@@ -3,13 +3,17 @@
 Shapes: B batch, K classes, H x W the network's input.
 """
 
-from collections.abc import Callable
+import collections
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
+import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from torch import Tensor
+
+from offseg_d2.modeling.meta_arch.scores import MapScores, ScoreBands, Scores, band_height
 
 MODES = ("whole", "slide")
 
@@ -104,40 +108,132 @@ def predict(
     Returns:
         (B, K, H, W). With sliding windows the logits of overlapping windows are averaged.
     """
-    height, width = images.shape[-2:]
+    size = tuple(images.shape[-2:])
+    if settings.mode == "whole":
+        return network(pad_to_multiple(images, settings.size_divisibility))[
+            ..., : size[0], : size[1]
+        ]
+
+    def scores_of(crops: Tensor) -> list[Scores]:
+        return [MapScores(logits, tuple(logits.shape[-2:])) for logits in network(crops)]
+
+    logits: Tensor | None = None
+    for sample, scores in enumerate(score_bands(scores_of, images, settings)):
+        top = 0
+        for band in scores.bands:
+            if logits is None:
+                logits = band.new_empty(len(images), len(band), *size)
+            logits[sample, :, top : top + band.shape[1]] = band
+            top += band.shape[1]
+    assert logits is not None, "an image has at least one window"
+    return logits
+
+
+def score_bands(
+    network: Callable[[Tensor], Sequence[Scores]], images: Tensor, settings: InferenceSettings
+) -> Iterator[ScoreBands]:
+    """Class scores of normalised images of one size, without ever holding those of an image.
+
+    Args:
+        network: (B, 3, h, w) -> B scores at (h, w), for any h, w.
+        images: (B, 3, H, W), normalised.
+        settings: whole image or sliding window.
+
+    Yields:
+        the scores of each image; those of one must be read before the next is asked for.
+    """
+    size = (images.shape[-2], images.shape[-1])
     images = pad_to_multiple(images, settings.size_divisibility)
-    if settings.mode == "slide":
-        logits = _predict_windows(network, images, settings)
-    else:
-        logits = network(images)
-    return logits[..., :height, :width]
+    if settings.mode == "whole":
+        for scores in network(images):
+            yield scores.as_bands(size)
+        return
+    grid = _WindowGrid.of(images, settings)
+    windows = _scores_of_windows(network, images, grid, settings.window_batch)
+    for _ in images:
+        own = itertools.islice(windows, len(grid.tops) * len(grid.lefts))
+        bands = (band[..., : size[1]] for band in _merged_windows(own, grid, size[0]))
+        yield ScoreBands(size, bands)
+        # What is left below `size` belongs to the padding; the windows there have to be passed.
+        collections.deque(own, maxlen=0)
 
 
-def _predict_windows(
-    network: Callable[[Tensor], Tensor], images: Tensor, settings: InferenceSettings
+@dataclass(frozen=True)
+class _WindowGrid:
+    """Where the windows of an image lie, in pixels: all pairs of ``tops`` and ``lefts``."""
+
+    tops: list[int]
+    lefts: list[int]
+    height: int  # of a window
+    width: int
+    image_width: int
+
+    @classmethod
+    def of(cls, images: Tensor, settings: InferenceSettings) -> "_WindowGrid":
+        size = images.shape[-2:]
+        tops, lefts = (
+            window_origins(*lengths)
+            for lengths in zip(size, settings.crop_size, settings.stride, strict=True)
+        )
+        height, width = (min(*pair) for pair in zip(size, settings.crop_size, strict=True))
+        return cls(tops, lefts, height, width, size[1])
+
+
+def _scores_of_windows(
+    network: Callable[[Tensor], Sequence[Scores]], images: Tensor, grid: _WindowGrid, at_once: int
+) -> Iterator[Scores]:
+    """Image by image, row by row; a batch of windows may span several images."""
+    windows = itertools.product(range(len(images)), grid.tops, grid.lefts)
+    while chunk := list(itertools.islice(windows, at_once)):
+        crops = images.new_empty(len(chunk), images.shape[1], grid.height, grid.width)
+        for crop, (sample, top, left) in zip(crops, chunk, strict=True):
+            crop.copy_(images[sample, :, top : top + grid.height, left : left + grid.width])
+        yield from network(crops)
+
+
+def _merged_windows(windows: Iterator[Scores], grid: _WindowGrid, height: int) -> Iterator[Tensor]:
+    """Averages of the windows of one image: bands (K, n, W) that make up the first rows.
+
+    A row is finished when the next windows begin below it, and windows are let go when they end
+    above. So there are never more than two rows of overlapping windows (for strides above half
+    a window), and of these only what the network has computed.
+    """
+    active: list[tuple[int, int, Scores]] = []
+    per_row = _counts(grid.tops, grid.height, height)
+    per_column = _counts(grid.lefts, grid.width, grid.image_width)
+    done = 0
+    for top, next_top in zip(grid.tops, [*grid.tops[1:], height], strict=True):
+        active = [window for window in active if window[0] + grid.height > done]
+        active += [(top, left, next(windows)) for left in grid.lefts]
+        step = band_height(active[0][2].num_classes, grid.image_width)
+        for first in range(done, min(next_top, height), step):
+            end = min(first + step, next_top, height)
+            total = _sum_of_rows(active, grid, first, end)
+            count = torch.outer(per_row[first:end], per_column)
+            yield total.div_(count.to(total))
+        done = next_top
+
+
+def _counts(origins: list[int], window: int, length: int) -> Tensor:
+    """How many windows lie over each place of one axis."""
+    counts = torch.zeros(length)
+    for origin in origins:
+        counts[origin : origin + window] += 1
+    return counts
+
+
+def _sum_of_rows(
+    windows: list[tuple[int, int, Scores]], grid: _WindowGrid, first: int, end: int
 ) -> Tensor:
-    batch, _, height, width = images.shape
-    crop_height = min(settings.crop_size[0], height)
-    crop_width = min(settings.crop_size[1], width)
-    tops = window_origins(height, settings.crop_size[0], settings.stride[0])
-    lefts = window_origins(width, settings.crop_size[1], settings.stride[1])
-    windows = [
-        (sample, slice(top, top + crop_height), slice(left, left + crop_width))
-        for sample, top, left in product(range(batch), tops, lefts)
-    ]
+    """(K, end - first, W): sum of what the windows (top, left, scores) say about these rows."""
     total: Tensor | None = None
-    count = images.new_zeros(1, height, width)
-    for start in range(0, len(windows), settings.window_batch):
-        chunk = windows[start : start + settings.window_batch]
-        crops = images.new_empty(len(chunk), images.shape[1], crop_height, crop_width)
-        for i, (sample, rows, columns) in enumerate(chunk):
-            crops[i] = images[sample, :, rows, columns]
-        for window, logits in zip(chunk, network(crops), strict=True):
-            if total is None:
-                total = logits.new_zeros(batch, logits.shape[0], height, width)
-            sample, rows, columns = window
-            total[sample, :, rows, columns] += logits
-            if sample == 0:
-                count[:, rows, columns] += 1
-    assert total is not None, "an image has at least one window"
-    return total / count
+    for top, left, scores in windows:
+        begin, stop = max(first, top), min(end, top + grid.height)
+        if begin >= stop:
+            continue
+        rows = scores.rows(begin - top, stop - top)
+        if total is None:  # classes innermost, the layout that what follows prefers
+            total = rows.new_zeros(end - first, grid.image_width, len(rows)).permute(2, 0, 1)
+        total[:, begin - first : stop - first, left : left + grid.width] += rows
+    assert total is not None, "every row lies in a window"
+    return total

@@ -3,10 +3,10 @@
 It only sequences named steps: normalise, pad, backbone, head, loss or resize to the input size.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
@@ -16,12 +16,15 @@ from detectron2.modeling import (
 )
 from torch import Tensor, nn
 
+from offseg_d2.modeling.meta_arch.common import common_size, group_by_size, pad_to
 from offseg_d2.modeling.meta_arch.inference import (
     InferenceSettings,
     pad_to_multiple,
     predict,
     resize_logits,
+    score_bands,
 )
+from offseg_d2.modeling.meta_arch.scores import MapScores, ScoreBands, Scores, label_map
 
 
 @META_ARCH_REGISTRY.register()
@@ -106,18 +109,48 @@ class PerPixelSegmentor(nn.Module):
         """
         images = [self.normalise(x["image"]) for x in batched_inputs]
         if self.training:
-            return self._train_step(images, [x["sem_seg"] for x in batched_inputs])
+            return self._train_step(images, batched_inputs)
         results: list[dict[str, Tensor]] = [{} for _ in images]
-        # Offsets see every pixel of their input, so images are never padded to a common size.
-        for same_size in _group_by_size(images):
+        for same_size in group_by_size(images):
             batch = torch.stack([images[i] for i in same_size])
             for i, logits in zip(
                 same_size, predict(self.forward_network, batch, self.inference), strict=True
             ):
-                height = batched_inputs[i].get("height", logits.shape[-2])
-                width = batched_inputs[i].get("width", logits.shape[-1])
-                results[i]["sem_seg"] = resize_logits(logits[None], (height, width))[0]
+                size = _result_size(batched_inputs[i])
+                results[i]["sem_seg"] = resize_logits(logits[None], size)[0]
         return results
+
+    @torch.no_grad()
+    def predict_label_maps(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
+        """The best class of each pixel, without ever holding the scores of all classes.
+
+        Args:
+            batched_inputs: as :meth:`forward` takes them in evaluation.
+
+        Returns:
+            one ``{"sem_seg": (height, width) class ids}`` per image, in the smallest common integer
+            type: the argmax of what :meth:`forward` gives, but for ties within rounding.
+        """
+        results: list[dict[str, Tensor]] = [{} for _ in batched_inputs]
+        for i, scores in self.score_bands(batched_inputs):
+            results[i]["sem_seg"] = label_map(scores, _result_size(batched_inputs[i]))
+        return results
+
+    def score_bands(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> Iterator[tuple[int, ScoreBands]]:
+        """Scores of images as streams from top to bottom, at the size of the network's input.
+
+        Yields:
+            index of an image and its scores, to be read before the next are asked for.
+        """
+        images = [self.normalise(x["image"]) for x in batched_inputs]
+        # Offsets see every pixel of their input, so images are never padded to a common size.
+        for same_size in group_by_size(images):
+            batch = torch.stack([images[i] for i in same_size])
+            yield from zip(
+                same_size, score_bands(self.forward_scores, batch, self.inference), strict=True
+            )
 
     def normalise(self, image: Tensor) -> Tensor:
         """(3, H, W) in 0..255 -> (3, H, W), zero mean and unit variance, on the model's device."""
@@ -126,31 +159,41 @@ class PerPixelSegmentor(nn.Module):
     def forward_network(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) of any size -> logits (B, K, H, W)."""
         height, width = images.shape[-2:]
+        logits, resized = self._forward_logits(images)
+        if self.training:
+            logits = logits.contiguous()  # the loss is faster on this layout, inference slower
+        return resize_logits(logits, resized)[..., :height, :width]
+
+    def forward_scores(self, images: Tensor) -> list[Scores]:
+        """Normalised (B, 3, H, W) of any size -> logits of each image, resized when they are read.
+
+        Row by row they are those of :meth:`forward_network`.
+        """
+        logits, resized = self._forward_logits(images)
+        size = (images.shape[-2], images.shape[-1])
+        return [MapScores(score_map, resized, size) for score_map in logits]
+
+    def _forward_logits(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Logits at the head's stride, and the size that they are to be resized to."""
         # At least 32 x 32 and a multiple of what the backbone needs; the surplus is cut off again.
         padded = pad_to_multiple(images, self.backbone.size_divisibility)
         logits = self.sem_seg_head(self.backbone(padded))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.training:
-            logits = logits.contiguous()  # the loss is faster on this layout, inference slower
-        return resize_logits(logits, padded.shape[-2:])[..., :height, :width]
+        return logits, (padded.shape[-2], padded.shape[-1])
 
-    def _train_step(self, images: list[Tensor], sem_segs: list[Tensor]) -> dict[str, Tensor]:
-        height = max([self.train_size[0]] + [x.shape[-2] for x in images])
-        width = max([self.train_size[1]] + [x.shape[-1] for x in images])
-        batch = torch.stack([_pad(x, height, width, 0) for x in images])
+    def _train_step(
+        self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        height, width = common_size(images, self.train_size, 1)
+        batch = torch.stack([pad_to(x, height, width) for x in images])
         ignore = self.sem_seg_head.ignore_value
-        targets = torch.stack([_pad(x.to(self.device), height, width, ignore) for x in sem_segs])
+        targets = torch.stack(
+            [pad_to(x["sem_seg"].to(self.device), height, width, ignore) for x in batched_inputs]
+        )
         return self.sem_seg_head.losses(self.forward_network(batch), targets)
 
 
-def _pad(tensor: Tensor, height: int, width: int, value: float) -> Tensor:
-    """Pad (..., h, w) on the right and bottom to (..., height, width)."""
-    return F.pad(tensor, [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]], value=value)
-
-
-def _group_by_size(images: list[Tensor]) -> list[list[int]]:
-    """Indices of the images, those of one size together."""
-    groups: dict[torch.Size, list[int]] = {}
-    for i, image in enumerate(images):
-        groups.setdefault(image.shape, []).append(i)
-    return list(groups.values())
+def _result_size(record: dict[str, Any]) -> tuple[int, int]:
+    """(height, width) of the result in pixels: what the record asks for, else its image's."""
+    height, width = record["image"].shape[-2:]
+    return record.get("height", height), record.get("width", width)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from offseg_d2.modeling.classifiers import build_classifier
 from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
+from offseg_d2.modeling.sem_seg_head.common import select_features
 
 
 @SEM_SEG_HEADS_REGISTRY.register()
@@ -43,14 +44,7 @@ class PerPixelHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
         head = cfg.MODEL.SEM_SEG_HEAD
-        missing = sorted(set(head.IN_FEATURES) - set(input_shape))
-        if missing:
-            raise ValueError(
-                f"`MODEL.SEM_SEG_HEAD.IN_FEATURES` must be outputs of the backbone "
-                f"({sorted(input_shape)}), but has {missing}."
-            )
-        names = sorted(head.IN_FEATURES, key=lambda name: input_shape[name].stride)
-        pixel_decoder = build_pixel_decoder(cfg, {name: input_shape[name] for name in names})
+        pixel_decoder = build_pixel_decoder(cfg, select_features(cfg, input_shape))
         return {
             "pixel_decoder": pixel_decoder,
             "classifier": build_classifier(

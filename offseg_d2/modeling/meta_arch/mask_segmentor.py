@@ -1,0 +1,144 @@
+"""The meta-architecture of the mask-query hosts, after Detectron2's contract.
+
+Semantic segmentation from class and mask of every query, as in Mask2Former (arXiv:2112.01527) and
+MaskFormer (arXiv:2107.06278), section 3.4: a pixel's score of a class is the sum over the queries
+of class probability times mask probability.
+
+Shapes: B batch, Q queries, K classes, (H, W) the network's input.
+"""
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor, nn
+
+from offseg_d2.modeling.criterion import SetCriterion
+from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+from offseg_d2.modeling.meta_arch.inference import pad_to_multiple
+from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
+from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
+
+
+@META_ARCH_REGISTRY.register()
+class MaskSegmentor(PerPixelSegmentor):
+    """Semantic segmentation by classifying masks.
+
+    Input sizes, normalisation and inference modes are those of the per-pixel segmentor; targets,
+    losses and the last step of the network are its own.
+
+    Args:
+        criterion: outputs of the head and targets -> dict of weighted losses.
+        kwargs: as :class:`PerPixelSegmentor`; the head gives "pred_logits" (B, Q, K + 1) and
+            "pred_masks" (B, Q, h, w).
+    """
+
+    @configurable
+    def __init__(self, *, criterion: nn.Module, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.criterion = criterion
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        return {**super().from_config(cfg), "criterion": SetCriterion(cfg)}
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses in training, predictions otherwise.
+
+        Args:
+            batched_inputs: one dict per image:
+
+                * "image": (3, H, W) uint8 or float, value range 0..255, channels as `INPUT.FORMAT`;
+                * "instances": Instances with "gt_classes" (M,) int64 and "gt_masks" (M, H, W) bool,
+                  one mask per class that is present, training only;
+                * "height", "width": size of the result, by default that of "image".
+
+        Returns:
+            in training the criterion's losses; otherwise a list with one
+            ``{"sem_seg": (K, height, width) scores}`` per image.
+
+        Raises:
+            ValueError: if a training record has no "instances".
+        """
+        return super().forward(batched_inputs)
+
+    def forward_network(self, images: Tensor) -> Tensor:
+        """Normalised (B, 3, H, W) of any size -> scores (B, K, H, W), each at least 0."""
+        height = images.shape[-2]
+        scores = [x.rows(0, height).permute(1, 2, 0) for x in self.forward_scores(images)]
+        return torch.stack(scores).permute(0, 3, 1, 2)  # classes innermost, as they are computed
+
+    def forward_scores(self, images: Tensor) -> list[Scores]:
+        """Normalised (B, 3, H, W) of any size -> scores of each image, computed when read."""
+        padded = pad_to_multiple(images, self.backbone.size_divisibility)
+        outputs = self.sem_seg_head(self.backbone(padded))
+        logits = outputs["pred_logits"]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        probabilities = logits.softmax(dim=-1)[..., :-1]  # (B, Q, K), without the no-object class
+        resized, size = ((x.shape[-2], x.shape[-1]) for x in (padded, images))
+        return [
+            QueryScores(of_image, masks, resized, size)
+            for of_image, masks in zip(probabilities, outputs["pred_masks"], strict=True)
+        ]
+
+    def _train_step(
+        self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
+    ) -> dict[str, Tensor]:
+        if not all("instances" in record for record in batched_inputs):
+            raise ValueError(
+                "`INPUT.DATASET_MAPPER_NAME` must be one that yields masks, such as 'instances', "
+                'to train MaskSegmentor, but its records have no "instances".'
+            )
+        height, width = common_size(images, self.train_size, self.backbone.size_divisibility)
+        batch = torch.stack([pad_to(image, height, width) for image in images])
+        targets = []
+        for record in batched_inputs:
+            instances = record["instances"]
+            masks = instances.gt_masks.to(self.device)
+            # Padding belongs to no mask: it counts as background of each.
+            targets.append(
+                {
+                    "labels": instances.gt_classes.to(self.device),
+                    "masks": pad_to(masks, height, width),
+                }
+            )
+        return self.criterion(self.sem_seg_head(self.backbone(batch)), targets)
+
+
+class QueryScores(Scores):
+    """Scores of the classes at each pixel: over all queries, class times mask probability.
+
+    Masks are resized as logits, then turned into probabilities, some rows at a time; the masks of
+    all queries never exist at full size.
+
+    Args:
+        class_probabilities: (Q, K).
+        mask_logits: (Q, h, w).
+        resized: (height, width) to which the masks are resized, bilinearly, half-pixel centres.
+        size: (H, W), the upper left part of it that counts; by default all.
+    """
+
+    def __init__(
+        self,
+        class_probabilities: Tensor,
+        mask_logits: Tensor,
+        resized: tuple[int, int],
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(class_probabilities.shape[1], size or resized)
+        self._masks = MapScores(mask_logits, resized, size)
+        self._class_probabilities = class_probabilities.to(
+            torch.promote_types(mask_logits.dtype, torch.float32)
+        )
+
+    def rows(self, first: int, end: int) -> Tensor:
+        """(K, end - first, W), laid out with the classes innermost."""
+        queries, classes = self._class_probabilities.shape
+        scores = self._class_probabilities.new_empty(end - first, self.size[1], classes)
+        step = band_height(queries, self.size[1])
+        for top in range(first, end, step):
+            bottom = min(top + step, end)
+            masks = self._masks.rows(top, bottom).permute(1, 2, 0).sigmoid()  # (rows, W, Q)
+            scores[top - first : bottom - first] = masks @ self._class_probabilities
+        return scores.permute(2, 0, 1)
