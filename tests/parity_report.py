@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.parity import models, modules
+from tests.parity import mask2former, models, modules
 from tests.parity.case import ParityCase, Row, SkipCase
 
 Runner = Callable[[ParityCase], Iterator[Row]]
@@ -31,7 +31,10 @@ RUNNERS: tuple[tuple[str, Runner], ...] = (
     ("DX_*", models.segmentor),
     ("E_*", models.segmentor),
     ("F_*", models.segmentor),
+    ("G_mask2former_swin_t_ade20k_train", mask2former.training_losses),
+    ("G_mask2former_swin_t_ade20k_*", mask2former.predictions),
     ("G_*", models.segmentor),
+    ("H_mask2former_swin_t_ade20k_*", mask2former.pipeline),
     ("H_*", models.pipeline),
     ("I_*", models.training_loss),
     ("J_iou_metric*", modules.iou_metric),

@@ -46,6 +46,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_dir: local directory of the run.
         save_to_disk: whether this process writes; None means the main process only.
         keep: number of periodic checkpoints (``model_0000123.pth``) to keep, 0 for all.
+        prefer_average: load the moving average of the weights from files that hold one ("ema").
         convert_state_dict: called with foreign weights and the model before they are loaded.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``; their states
             must consist of tensors, numbers, text and containers.
@@ -58,6 +59,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         *,
         save_to_disk: bool | None = None,
         keep: int = 0,
+        prefer_average: bool = False,
         convert_state_dict: StateDictConverter | None = None,
         **checkpointables: Any,
     ) -> None:
@@ -66,6 +68,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             raise ValueError(f"`SOLVER.KEEP_CHECKPOINTS` must be at least 0, but is {keep!r}.")
         self.logger = logger  # fvcore's would log under another name
         self.keep = keep
+        self.prefer_average = prefer_average
         self.convert_state_dict = convert_state_dict
         self._path = ""  # of the file that `load` is at
         self._complete = False  # whether that file must hold all weights
@@ -237,8 +240,15 @@ class SafeCheckpointer(DetectionCheckpointer):
             return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
         for key in ("model", "state_dict"):
             if isinstance(data.get(key), Mapping):
-                return {**data, "model": data[key]}
+                return {**data, "model": {**data[key], **self._averages_of(data)}}
         return {"model": data}
+
+    def _averages_of(self, data: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Averaged weights of a checkpoint, if they are wanted and there are some."""
+        averages = data["ema"]["averages"] if self.prefer_average and "ema" in data else {}
+        if averages:
+            self.logger.info("Taking the moving average of the weights")
+        return averages
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state_dict = source = to_state_dict(self._path, checkpoint["model"])

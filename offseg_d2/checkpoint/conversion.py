@@ -19,9 +19,11 @@ from offseg_d2.checkpoint.state_dicts import check_fit, load_state_dict_file
 
 logger = logging.getLogger(__name__)
 
-_CLASSIFIER = "sem_seg_head.classifier."
+# What differs between the offset and the plain form, or depends on the classes.
+_CLASSIFIER = re.compile(r"sem_seg_head\.(classifier|predictor\.(mask_predictor|class_embed))\..+")
 _CLASS_ENTRIES = re.compile(
     r"sem_seg_head\.classifier\.(class_representations|(norm|predictor)\.(weight|bias))"
+    r"|sem_seg_head\.predictor\.class_embed\.(weight|bias)"
 )
 
 
@@ -74,7 +76,7 @@ def convert(
 
     Raises:
         KeyError: if the format's map does not know an entry.
-        ValueError: if the format is not supported, or does not fit the model.
+        ValueError: if the format does not fit the model.
     """
     source = recognise(state_dict)
     if source is None:
@@ -90,6 +92,7 @@ def convert(
         for name in [name for name in ours if name.endswith(".bias.table") and name in model_state]:
             if key_map is not source.key_map:
                 ours[name] = resize_bias_table(ours[name], model_state[name].shape[1])
+        _drop_batch_counts(ours, dropped, model_state)
         conversion.missing = [name for name in model_state if name not in ours]
         _check_names(source, conversion, model_state, reset_classifier)
     return conversion
@@ -165,10 +168,20 @@ def resize_bias_table(table: Tensor, size: int) -> Tensor:
     return resized.reshape(-1, size)
 
 
+def _drop_batch_counts(
+    ours: dict[str, Tensor], dropped: dict[str, str], model_state: Mapping[str, Tensor]
+) -> None:
+    """Leave out the counters of batch norms that the model has frozen, and so without counters."""
+    for name in [name for name in ours if name.endswith(".num_batches_tracked")]:
+        if name not in model_state and f"{name.rpartition('.')[0]}.running_mean" in model_state:
+            del ours[name]
+            dropped[name] = "counts batches for a batch norm that is frozen here"
+
+
 def _reset_classifier(
     ours: dict[str, Tensor], dropped: dict[str, str], model_state: Mapping[str, Tensor] | None
 ) -> None:
-    for name in [name for name in ours if name.startswith(_CLASSIFIER)]:
+    for name in [name for name in ours if _CLASSIFIER.fullmatch(name)]:
         if _CLASS_ENTRIES.fullmatch(name) or (model_state is not None and name not in model_state):
             del ours[name]
             dropped[name] = "the classifier is reset, as asked for"
@@ -188,12 +201,13 @@ def _check_names(
     missing = [
         name
         for name in conversion.missing
-        if not lacks.fullmatch(name) and not (reset and name.startswith(_CLASSIFIER))
+        if not lacks.fullmatch(name) and not (reset and _CLASSIFIER.fullmatch(name))
     ]
     if missing:
         raise ValueError(
-            f"it holds {conversion.format_name}, but lacks `{missing[0]}` of this model "
-            f"({len(missing)} such entries); is it complete, and of the same variant?"
+            f"it holds {conversion.format_name}, which fits a model with {source.fits}, but lacks "
+            f"`{missing[0]}` of this model ({len(missing)} such entries); is it complete, and of "
+            "the same variant?"
         )
 
 

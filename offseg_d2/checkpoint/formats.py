@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from offseg_d2.checkpoint import backbone_tables as backbones
 from offseg_d2.checkpoint import key_tables as models
+from offseg_d2.checkpoint import mask_query_tables as masks
+from offseg_d2.checkpoint import swin_tables as swins
 from offseg_d2.checkpoint.key_maps import KeyMap, Rule
 
 
@@ -32,15 +34,26 @@ def _whole(key_map: KeyMap, marker: str, decoder: str) -> Format:
     return Format(key_map, markers, keys)
 
 
+def _mask_queries(key_map: KeyMap, classifier: str, backbone: str, *markers: str) -> Format:
+    keys = f"`MODEL.META_ARCHITECTURE` MaskSegmentor, {backbone} and `CLASSIFIER` {classifier}"
+    lacks = rf".*\.num_batches_tracked|{_SWIN_INDICES}"
+    return Format(key_map, markers, keys, lacks)
+
+
 def _backbone(key_map: KeyMap, name: str, *markers: str) -> Format:
     lacks = r"(?!backbone\.).*|.*\.num_batches_tracked|.*\.bias\.table"
+    if name == "Swin":  # the classifier needs no norms of the levels
+        lacks = rf"{lacks}|backbone\.norm\d\.(weight|bias)|{_SWIN_INDICES}"
     return Format(key_map, markers, f"`MODEL.BACKBONE.NAME` {name} of the same variant", lacks)
 
 
 _OFFSET_MAPS = (models.OFFSEG_OFFSET, models.SEGFORMER_OFFSET, models.SEGNEXT_OFFSET)
+# Constants of the architecture, which not all projects write.
+_SWIN_INDICES = r"backbone\.layers\..*\.relative_position_index"
 _FUSION = "decode_head.freqfusions.0.content_encoder.weight"
 _FUSE = "decode_head.fusion_conv.conv.weight"
 _HAM = "decode_head.hamburger.ham_in.conv.weight"
+_SWIN_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 _HF_QUERY = "encoder.block.0.0.attention.self.query.weight"
 
 # The first one whose markers are all there decides: the offset classifier before the plain one.
@@ -56,6 +69,30 @@ FORMATS: tuple[Format, ...] = (
         (f"segformer.{_HF_QUERY}", "decode_head.linear_c.0.proj.weight"),
         "`MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME` SegFormerPixelDecoder, `CLASSIFIER` plain and "
         "`MODEL.SEGFORMER.LINEAR_LEVELS` True",
+    ),
+    _mask_queries(
+        masks.MASK2FORMER_OFFSET,
+        "offset",
+        "`BACKBONE.NAME` Swin of the same variant",
+        *("decode_head.query_feat.weight", "decode_head.offset_learning.cls_offset_proj.weight"),
+    ),
+    _mask_queries(
+        masks.MASK2FORMER_PLAIN,
+        "plain",
+        "`BACKBONE.NAME` Swin of the same variant",
+        "decode_head.query_feat.weight",
+    ),
+    _mask_queries(
+        masks.FB_MASK2FORMER,
+        "plain",
+        "the same backbone",
+        *("sem_seg_head.predictor.query_feat.weight", "criterion.empty_weight"),
+    ),
+    _mask_queries(
+        masks.HF_MASK2FORMER,
+        "plain",
+        "`BACKBONE.NAME` Swin of the same variant",
+        "model.transformer_module.queries_features.weight",
     ),
     _backbone(backbones.HF_MIT, "MiT", f"segformer.{_HF_QUERY}"),
     _backbone(backbones.HF_MIT_ENCODER, "MiT", _HF_QUERY),
@@ -81,28 +118,26 @@ FORMATS: tuple[Format, ...] = (
         "TorchvisionMobileNetV2",
         *("features.0.0.weight", "features.1.conv.0.0.weight", "features.18.0.weight"),
     ),
+    # timm's Swin has the names of the original one too.
+    _backbone(swins.TIMM_SWIN, "Swin", _SWIN_TABLE, "layers.3.downsample.reduction.weight"),
+    _backbone(swins.SWIN, "Swin", _SWIN_TABLE, "patch_embed.proj.weight"),
+    _backbone(
+        swins.OPENMMLAB_SWIN,
+        "Swin",
+        *("patch_embed.projection.weight", "stages.0.blocks.0.attn.w_msa.qkv.weight"),
+    ),
+    _backbone(
+        swins.RESNET,
+        "build_resnet_backbone",
+        *("stem.conv1.weight", "res2.0.conv1.weight"),
+    ),
 )
 OWN = Format(KeyMap("offseg_d2", (Rule("{rest}", "{rest}"),)), (), "the configuration of its run")
 
-# Families that no model of this package can load: marker -> name.
-_UNSUPPORTED: dict[str, str] = {
-    "decode_head.query_feat.weight": "Mask2Former of the authors of OffSeg",
-    "sem_seg_head.predictor.query_feat.weight": "Mask2Former",
-    "layers.0.blocks.0.attn.relative_position_bias_table": "a Swin transformer",
-    "stages.0.blocks.0.attn.w_msa.relative_position_bias_table": "a Swin transformer of OpenMMLab",
-}
-
 
 def recognise(names: Iterable[str]) -> Format | None:
-    """The format that these parameter names are of; None if it is unknown.
-
-    Raises:
-        ValueError: if it is one that no model of this package can load.
-    """
+    """The format that these parameter names are of; None if it is unknown."""
     known = set(names)
-    for marker, family in _UNSUPPORTED.items():
-        if marker in known:
-            raise ValueError(f"it holds {family}, which no model here can load.")
     for candidate in FORMATS:
         if known.issuperset(candidate.markers):
             return candidate

@@ -1,7 +1,7 @@
 """Reversible maps between our parameter names and those of other projects' checkpoints.
 
 A map is a table of rules and a list of named drops. It is *total*: a name that no line of it knows
-is an error, never silently lost. The tables are in ``key_tables.py`` and ``backbone_tables.py``.
+is an error, never silently lost. The tables are in the modules ``*_tables.py``.
 """
 
 import re
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 _FIELD = re.compile(r"\{(\w+)\}")
+# The pixels of a 2x2 patch, row by row -> column by column; the same backwards.
+_ROWS_TO_COLUMNS = [0, 2, 1, 3]
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,9 @@ class Rule:
         trailing_axes: our tensor has this many more axes of length 1 at the end, as the kernel of
             a 1x1 convolution has that is a matrix elsewhere.
         reversed_chunks: axis 1 consists of this many parts, which come in the opposite order.
+        patch_order: the last axis holds the features of the four pixels of a patch: there channel
+            by channel, each with the pixels row by row; here pixel by pixel, column by column, as
+            the patch merging of the original Swin transformer wants it.
     """
 
     theirs: str
@@ -33,16 +38,21 @@ class Rule:
     leading_axis: bool = False
     trailing_axes: int = 0
     reversed_chunks: int = 1
+    patch_order: bool = False
 
     def tensor_from_theirs(self, tensor: Tensor) -> Tensor:
         """Our form of a foreign tensor."""
         tensor = tensor[0] if self.leading_axis else tensor
         tensor = tensor.reshape(tensor.shape + (1,) * self.trailing_axes)
+        if self.patch_order:  # (..., C, 4) -> (..., 4, C)
+            tensor = tensor.unflatten(-1, (-1, 4))[..., _ROWS_TO_COLUMNS].mT.flatten(-2)
         return self._reverse(tensor)
 
     def tensor_to_theirs(self, tensor: Tensor) -> Tensor:
         """The foreign form of our tensor."""
         tensor = self._reverse(tensor)
+        if self.patch_order:  # (..., 4, C) -> (..., C, 4)
+            tensor = tensor.unflatten(-1, (4, -1)).mT[..., _ROWS_TO_COLUMNS].flatten(-2)
         tensor = tensor.reshape(tensor.shape[: tensor.ndim - self.trailing_axes])
         return tensor[None] if self.leading_axis else tensor
 

@@ -1,9 +1,10 @@
-"""The tables of the key maps: the authors' released checkpoints of the per-pixel models.
+"""The tables of the key maps: the authors' released checkpoints; all of them in ``KEY_MAPS``.
 
 The authors' names are those of their checkpoint files (``backbone.*``, ``decode_head.*``).
 """
 
 from offseg_d2.checkpoint.key_maps import Drop, KeyMap, Rule
+from offseg_d2.checkpoint.mask_query_tables import MASK2FORMER_OFFSET, MASK2FORMER_PLAIN
 
 
 def conv_bn(theirs: str, ours: str, conv: int = 0) -> list[Rule]:
@@ -236,4 +237,6 @@ KEY_MAPS: dict[tuple[str, str], KeyMap] = {
     ("SegFormerPixelDecoder", "plain"): SEGFORMER_PLAIN,
     ("LightHamPixelDecoder", "offset"): SEGNEXT_OFFSET,
     ("LightHamPixelDecoder", "plain"): SEGNEXT_PLAIN,
+    ("MSDeformAttnPixelDecoder", "offset"): MASK2FORMER_OFFSET,
+    ("MSDeformAttnPixelDecoder", "plain"): MASK2FORMER_PLAIN,
 }

@@ -170,7 +170,7 @@ def truncate(path):
         ("family", r"it holds the authors' SegFormer, which fits .* but this model has no"),
         ("classes", r"has the shape \(150, 256\) in the file, but \(11, 256\) in the model"),
         ("unknown", r"1 parameter names are not known to the authors' SegFormer: backbone.odd"),
-        ("mask2former", r"it holds Mask2Former of the authors .* which no model here can load"),
+        ("host", r"it holds the authors' Mask2Former, which fits .* MaskSegmentor, .* has no"),
     ],
 )
 def test_unfit_file_is_one_sentence_for_runs_and_for_the_tool(
@@ -184,8 +184,9 @@ def test_unfit_file_is_one_sentence_for_runs_and_for_the_tool(
         opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11]
     if kind == "unknown":
         state["backbone.odd"] = torch.zeros(1)
-    if kind == "mask2former":
-        state = {"decode_head.query_feat.weight": torch.zeros(100, 256)}
+    if kind == "host":
+        projection = "decode_head.offset_learning.cls_offset_proj.weight"
+        state = {"decode_head.query_feat.weight": torch.zeros(1), projection: torch.zeros(1)}
     path = tmp_path / "authors.pth"
     foreign.write_mmengine(path, state)
     if kind == "truncated":

@@ -22,12 +22,16 @@ FOLDER = Path(__file__).parent
 EVERYTHING = ("*",)
 TENSOR_SUFFIXES = ("__shape", "__step", "__sample", "__stats", "__fp64diff")
 
-# Optimizer groups of the authors' runs: base, without weight decay, fast.
+# Optimizer groups of the authors' runs: base, without weight decay, fast; of their Mask2Former
+# the backbone's, those of its norms, the head's, those of its norms.
 GROUPS = ("lr=6e-05 wd=0.01", "lr=6e-05 wd=0", "lr=0.0006 wd=0.01")
+MASK_QUERY_GROUPS = ("lr=1e-05 wd=0.05", "lr=1e-05 wd=0", "lr=0.0001 wd=0.05", "lr=0.0001 wd=0")
 RUNS = {
     "offseg_t_ade20k": "offseg/Tiny/offseg-t_ade20k_160k-512x512.py",
     "offseg_b_ade20k": "offseg/Base/offseg-b_ade20k_160k-512x512.py",
     "offseg_l_ade20k": "offseg/Large/offseg-l_ade20k_160k-512x512.py",
+    "mask2former_swin_t_ade20k": "mask2former_offset_learning/"
+    "mask2former_offset_learning_swin-t_8xb2-160k_ade20k-512x512.py",
 }
 
 
@@ -63,6 +67,14 @@ CUTS: dict[str, Cut] = {
     "C_efficientformerv2_S1_512x512": Cut(200, ("out?", "network.5"), ("*_crc32",)),
     "D_offseg_t_ade20k_512x512": Cut(
         200, ("backbone3", "freqfusion2.[12]", "align", "logits"), ("*_crc32",)
+    ),
+    "G_mask2former_swin_t_ade20k_512x512": Cut(
+        100,
+        ("backbone3", "pixel_decoder.0", "pixel_decoder.1.2", "*_pred[0149]", "sem_seg"),
+        ("*_crc32",),
+    ),
+    "H_mask2former_swin_t_ade20k_whole_450x600_to_300x400": Cut(
+        400, ("seg_logits",), ("*_crc32", "ori_shape")
     ),
     "H_offseg_t_ade20k_slide_512x683": Cut(400, ("crop?", "seg_logits"), ("*_crc32", "n_crops")),
     "I_offseg_t_ade20k_train_bneval": LOSS_CUT,
@@ -102,8 +114,9 @@ def _stride(shape: np.ndarray, available: int, wanted: int) -> int:
 
 
 def cut_groups(groups: Mapping[str, list[str]], names: list[str]) -> str:
-    """One digit for each trainable name: the place of its optimizer group in ``GROUPS``."""
-    places = {name: str(i) for i, key in enumerate(GROUPS) for name in groups[key]}
+    """One digit for each trainable name: the place of its optimizer group in the list of groups."""
+    keys = GROUPS if GROUPS[0] in groups else MASK_QUERY_GROUPS
+    places = {name: str(i) for i, key in enumerate(keys) for name in groups[key]}
     return "".join(places[name] for name in names)
 
 

@@ -106,9 +106,9 @@ class ParityCase:
             raise ValueError(f"{self.path}: the input image differs from the reference's.")
         return torch.from_numpy(image).permute(2, 0, 1)
 
-    def labels(self, index: int, num_classes: int, size: int = 512) -> Tensor:
-        """(size, size) int64 label map of training image ``index``."""
-        labels = parity_rules.labels(f"{self.name}/lab{index}", size, size, num_classes)
+    def labels(self, index: int, num_classes: int, size: int = 512, cell: int = 32) -> Tensor:
+        """(size, size) int64 label map of training image ``index``, blobs of about ``cell``."""
+        labels = parity_rules.labels(f"{self.name}/lab{index}", size, size, num_classes, cell=cell)
         if parity_rules.crc(labels) != int(self.data["label_crc32"][index]):
             raise ValueError(f"{self.path}: label map {index} differs from the reference's.")
         return torch.from_numpy(labels)
