@@ -8,21 +8,22 @@ import glob
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 from tqdm import tqdm
 
 from offseg_d2.config import ConfigError
-from offseg_d2.data import DataFileError, build_augmentations, read_image
+from offseg_d2.data import DataFileError, build_augmentations, ensure_registered, read_image
 from offseg_d2.engine import Trainer, available_device
+from offseg_d2.modeling import AugmentedModel, build_evaluation_model
 from offseg_d2.visualization import legend, overlay, side_by_side, to_labels
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,24 @@ class Predictor:
         self.cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
         self.cfg.freeze()
         dataset_names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+        try:
+            ensure_registered(dataset_names[:1])
+        except FileNotFoundError as error:  # a model may travel without its data
+            logger.warning("Classes have no names in the pictures: %s", error)
         self.metadata = MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
         self._check_classes()
         self.augmentations = AugmentationList(build_augmentations(self.cfg, is_train=False))
         self.model = Trainer.build_model(self.cfg).eval()
         checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
+        self._evaluation_model = build_evaluation_model(self.cfg, self.model)
 
     def _check_classes(self) -> None:
         num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        known = len(getattr(self.metadata, "stuff_classes", [])) or num_classes
+        known = len(getattr(self.metadata, "stuff_classes", []))
+        if not known:  # no data set is named
+            known, names = num_classes, [f"class {index}" for index in range(num_classes)]
+            self.metadata = Metadata(name=self.metadata.name, stuff_classes=names)
         if num_classes != known:
             raise ConfigError(
                 f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {known} for dataset "
@@ -81,14 +90,34 @@ class Predictor:
             image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
 
         Returns:
-            (K, H, W) scores on the model's device.
+            (K, H, W) scores on the model's device; probabilities with test-time augmentation.
         """
+        record = self._record(image)
+        if isinstance(self._evaluation_model, AugmentedModel):
+            return self._evaluation_model.mean_probabilities(record)
+        return self.model([record])[0]["sem_seg"]
+
+    @torch.inference_mode()
+    def label_map(self, image: np.ndarray) -> np.ndarray:
+        """Predict the best class of each pixel; takes less memory and time than all scores.
+
+        Args:
+            image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
+
+        Returns:
+            (H, W) integer class ids.
+        """
+        sem_seg = self._evaluation_model([self._record(image)])[0]["sem_seg"]
+        return to_labels(sem_seg)
+
+    def _record(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes for an image."""
         height, width = image.shape[:2]
         aug_input = AugInput(image)
         self.augmentations(aug_input)
         resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
         planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return self.model([{"image": planes, "height": height, "width": width}])[0]["sem_seg"]
+        return {"image": planes, "height": height, "width": width}
 
 
 class Unreadable(NamedTuple):
@@ -195,13 +224,13 @@ def draw_prediction(
     predictor: Predictor, image: np.ndarray, opacity: float, with_image: bool
 ) -> np.ndarray:
     """Predict a (H, W, 3) BGR image and draw it: RGB overlay, beside the image if asked for."""
-    scores = predictor(image)
+    labels = predictor.label_map(image)
     rgb = np.ascontiguousarray(image[..., ::-1])
-    picture = overlay(rgb, scores, predictor.metadata, opacity=opacity)
+    picture = overlay(rgb, labels, predictor.metadata, opacity=opacity)
     if not with_image:
         return picture
     row = side_by_side([rgb, picture])
-    strip = legend(predictor.metadata, row.shape[1], to_labels(scores), scores.shape[0])
+    strip = legend(predictor.metadata, row.shape[1], labels)
     return np.concatenate([row, strip])
 
 

@@ -10,8 +10,11 @@ from .defaults import (
     setup_run,
     software_versions,
 )
-from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopOnSignalHook
-from .train_loop import TrainLoop, seed_iteration
+from .evaluation import build_evaluator, evaluate
+from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
+from .launch import launch
+from .stopping import StopOnSignalHook
+from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
 from .trainer import Trainer
 
 __all__ = [
@@ -21,12 +24,16 @@ __all__ = [
     "StopOnSignalHook",
     "TrainLoop",
     "Trainer",
+    "UnusedParameterError",
     "autocast_dtype",
     "available_device",
     "broadcast_buffers",
+    "build_evaluator",
     "configure_batch_norm",
     "create_ddp_model",
     "default_writers",
+    "evaluate",
+    "launch",
     "seed_iteration",
     "setup_run",
     "software_versions",

@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
+from offseg_d2.data import adapt_to_folders
 from offseg_d2.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ _AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
-    """Start a run: loggers, device, seed, and ``OUTPUT_DIR/config.yaml``.
+    """Start a run: loggers, datasets of the user's own, device, seed, ``OUTPUT_DIR/config.yaml``.
 
     Args:
         cfg: configuration, not changed.
@@ -46,6 +47,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: if the processes cannot exchange tensors of ``MODEL.DEVICE``.
+        FileNotFoundError, ValueError: a ``folder:`` dataset cannot be used.
     """
     _check_backend(cfg)
     cfg = cfg.clone()
@@ -56,6 +58,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info())
     logger.info("Command line: %s", args)
+    adapt_to_folders(cfg, eval_only=args.eval_only)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
@@ -147,7 +150,7 @@ def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:
     """
     if comm.get_world_size() == 1:
         return model
-    device_ids = [comm.get_local_rank()] if device.type == "cuda" else None
+    device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     return DistributedDataParallel(
         model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=False
     )

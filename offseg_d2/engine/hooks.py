@@ -1,4 +1,4 @@
-"""Hooks of the training loop: learning rate, checkpoints, evaluation, stopping on a signal.
+"""Hooks of the training loop: learning rate, checkpoints, evaluation.
 
 Detectron2's own hooks remain in use where they fit (``IterationTimer``, ``PeriodicWriter``).
 """
@@ -6,12 +6,9 @@ Detectron2's own hooks remain in use where they fit (``IterationTimer``, ``Perio
 import logging
 import math
 import os
-import signal
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any
 
-import torch
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
@@ -147,77 +144,3 @@ class EvaluationHook(HookBase):
         best = {"metric": self.best_metric, "value": value, "iteration": iteration}
         self.save(BEST_CHECKPOINT, resumable=False, best=best)
         logger.info("Best %s: %.4f after iteration %d", self.best_metric, value, iteration)
-
-
-class StopOnSignalHook(HookBase):
-    """On SIGTERM or SIGINT: finish the iteration, write a checkpoint, exit.
-
-    Several processes stop after the same iteration, whichever of them got the signal; one that
-    comes during an evaluation takes effect after the evaluation and the iteration that follows it,
-    because only there the processes agree. A single process does not wait for the end of an
-    evaluation: it saves and stops at once. A second signal of the same kind acts as it would
-    without this hook, except that nothing interrupts the writing of the checkpoint. After the last
-    iteration, with the final checkpoint written, signals act as usual.
-
-    To be registered after the hooks that complete the state of an iteration (schedule, checkpoint)
-    and before the evaluation.
-    """
-
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-    def __init__(self, save: SaveCheckpoint, device: torch.device) -> None:
-        self.save = save
-        self.device = device
-        self._received = 0
-        self._in_iteration = True
-        self._previous: dict[int, Any] = {}
-
-    def before_train(self) -> None:
-        for number in self.SIGNALS:
-            try:
-                previous = signal.signal(number, self._handle)
-            except ValueError:  # only the main thread may; the caller then keeps its own handling
-                return
-            self._previous[number] = previous or signal.SIG_DFL
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        signal.signal(number, self._previous[number])
-        if self._in_iteration or comm.get_world_size() > 1:
-            self._received = number
-        else:
-            self._stop(number)
-
-    def before_step(self) -> None:
-        self._in_iteration = True
-
-    def after_step(self) -> None:
-        number = self._agree()
-        if number:
-            self._stop(number)
-        self._in_iteration = False
-
-    def _agree(self) -> int:
-        """The highest signal that any process received, 0 for none."""
-        if comm.get_world_size() == 1:
-            return self._received
-        received = torch.tensor(self._received, device=self.device)
-        torch.distributed.all_reduce(received, op=torch.distributed.ReduceOp.MAX)
-        return int(received)
-
-    def _stop(self, number: int) -> None:
-        for handled in self._previous:  # until `after_train`
-            signal.signal(handled, signal.SIG_IGN)
-        iteration = self.trainer.iter
-        if iteration < self.trainer.max_iter - 1:
-            self.save(periodic_name(iteration))
-        # Launchers end all processes as soon as one has left: none may leave before the main one
-        # has written the checkpoint.
-        comm.synchronize()
-        name = signal.Signals(number).name
-        logger.warning("Stopped by %s after iteration %d; go on with --resume.", name, iteration)
-        # The exit status that a shell shows for a process ended by this signal.
-        raise SystemExit(128 + number)
-
-    def after_train(self) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)

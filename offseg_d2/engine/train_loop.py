@@ -107,6 +107,7 @@ class TrainLoop(TrainerBase):
         """One iteration.
 
         Raises:
+            UnusedParameterError: if a parameter gets no gradient in the first iteration.
             FloatingPointError: if a loss or the gradient norm is NaN or infinite, naming the
                 iteration and the images; the weights are those of the iteration before.
         """
@@ -122,6 +123,8 @@ class TrainLoop(TrainerBase):
             data_time += time.perf_counter() - start
             is_last = step == self.accumulation_steps - 1
             losses.append(self._forward_backward(batches[-1], synchronise=is_last))
+        if self.iter == self.start_iter:
+            refuse_unused_parameters(self.model)
         means = self._check_losses(losses, batches)
         gradient_norm = self._update(batches)
         self._write_metrics(means, data_time, gradient_norm)
@@ -207,6 +210,27 @@ class TrainLoop(TrainerBase):
             self.storage.put_scalar("gradient_norm", gradient_norm)
         if self.grad_scaler.is_enabled():
             self.storage.put_scalar("grad_scale", self.grad_scaler.get_scale())
+
+
+class UnusedParameterError(RuntimeError):
+    """A parameter that is to be trained has no part in the loss."""
+
+
+def refuse_unused_parameters(model: nn.Module) -> None:
+    """Check after a backward pass that every trained parameter has got a gradient.
+
+    One without is dead weight by mistake; several processes would even wait for its gradient.
+
+    Raises:
+        UnusedParameterError: naming the first such parameter.
+    """
+    trained = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
+    unused = [name.removeprefix("module.") for name, value in trained if value.grad is None]
+    if unused:
+        raise UnusedParameterError(
+            f"Every trained parameter must have a part in the loss, but `{unused[0]}` got no "
+            f"gradient ({len(unused)} of {len(trained)} did not)."
+        )
 
 
 def _files_of_all_processes(batches: list[Batch]) -> str:

@@ -1,5 +1,6 @@
 """Training and evaluation of a configuration, with the interface of Detectron2's DefaultTrainer."""
 
+import contextlib
 import logging
 import os
 from collections import OrderedDict
@@ -9,7 +10,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
@@ -17,18 +17,10 @@ from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
-import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
-from offseg_d2.data import (
-    IGNORE_LABEL,
-    build_lut,
-    build_test_loader,
-    build_train_loader,
-    label_map_of,
-    read_label_map,
-)
-from offseg_d2.evaluation import SemSegEvaluator
+from offseg_d2.data import build_test_loader, build_train_loader
+from offseg_d2.modeling import build_evaluation_model
 
 from .defaults import (
     autocast_dtype,
@@ -38,7 +30,13 @@ from .defaults import (
     default_writers,
     software_versions,
 )
-from .hooks import CheckpointHook, EvaluationHook, LearningRateHook, StopOnSignalHook
+from .ema import WeightAverage, WeightAverageHook
+from .evaluation import build_evaluator
+from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
+from .model_options import apply_model_options
+from .places import restarts
+from .sampler_state import check_sampler, sampler_state
+from .stopping import StopOnSignalHook
 from .train_loop import Batch, GradScalerState, TrainLoop
 
 logger = logging.getLogger(__name__)
@@ -70,7 +68,10 @@ class Trainer(TrainLoop):
             cfg.SEED = comm.shared_random_seed()
             cfg.freeze()
         device = torch.device(cfg.MODEL.DEVICE)
-        model = self.build_model(cfg)
+        model = apply_model_options(self.build_model(cfg), cfg)
+        self.average = (
+            WeightAverage(model, cfg.SOLVER.EMA.DECAY) if cfg.SOLVER.EMA.ENABLED else None
+        )
         optimizer = solver.build_optimizer(cfg, model)
         super().__init__(
             create_ddp_model(model, device),
@@ -90,6 +91,7 @@ class Trainer(TrainLoop):
             optimizer=optimizer,
             scheduler=self.scheduler,
             grad_scaler=GradScalerState(self.grad_scaler),
+            **({"ema": self.average} if self.average else {}),
         )
         self.last_results: Mapping[str, Any] = {}
         self._last_saved = ""
@@ -114,6 +116,7 @@ class Trainer(TrainLoop):
             model,
             cfg.OUTPUT_DIR,
             keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+            prefer_average=cfg.SOLVER.EMA.ENABLED,
             convert_state_dict=partial(
                 convert_for_model,
                 resize_attention_biases=cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES,
@@ -134,22 +137,7 @@ class Trainer(TrainLoop):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Evaluator of a data set registered in Detectron2's catalogs."""
-        metadata = MetadataCatalog.get(dataset_name)
-        lut = build_lut(label_map_of(metadata))
-        label_files = {
-            record["file_name"]: record["sem_seg_file_name"]
-            for record in DatasetCatalog.get(dataset_name)
-        }
-        output_dir = None
-        if cfg.TEST.SEM_SEG.SAVE_PREDICTIONS:
-            output_dir = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        return SemSegEvaluator(
-            metadata.stuff_classes,
-            IGNORE_LABEL,  # as label maps give it, whatever the data set's own is
-            lambda record: read_label_map(label_files[record["file_name"]], lut),
-            absent_classes=cfg.TEST.SEM_SEG.ABSENT_CLASSES,
-            output_dir=output_dir,
-        )
+        return build_evaluator(cfg, dataset_name)
 
     def build_hooks(self) -> list[HookBase]:
         """Hooks in the order of their action after an iteration."""
@@ -161,6 +149,7 @@ class Trainer(TrainLoop):
         hooks = [
             IterationTimer(),
             LearningRateHook(self.optimizer, self.scheduler),
+            *([WeightAverageHook(self.average)] if self.average else []),
             CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
             StopOnSignalHook(self.save_checkpoint, self.device),
         ]
@@ -188,19 +177,24 @@ class Trainer(TrainLoop):
         """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and begin at iteration 0.
 
         Args:
-            resume: whether to look for a checkpoint; without one the run begins anew.
+            resume: whether to look for a checkpoint; without one the run begins anew. A run that
+                its launcher has started again (a requeued job) always looks for one.
 
         Raises:
             FileNotFoundError, CheckpointError: if the file cannot be used.
         """
         self.checkpointer.clean_temporary_files()
+        resume = resume or restarts(os.environ) > 0
         data = self.checkpointer.resume() if resume else None
         if data is None:
             if resume:
                 logger.info("%s holds no checkpoint: the run begins anew.", self.cfg.OUTPUT_DIR)
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
+            if self.average:
+                self.average.start_anew()
             return
         self.start_iter = data["iteration"] + 1
+        check_sampler(self.cfg, data)
         # The run's own seed, so that data and random numbers go on as they would have.
         self.seed = data.get("seed", self.seed)
         self.cfg.defrost()
@@ -235,21 +229,31 @@ class Trainer(TrainLoop):
         """Write ``OUTPUT_DIR/<name>.pth`` as the state after the current iteration."""
         if resumable and name == self._last_saved:
             return
-        self.checkpointer.save(
-            name,
-            resumable=resumable,
-            iteration=min(self.iter, self.max_iter - 1),
-            seed=self.seed,
-            cfg=self.cfg.dump(),
-            versions=software_versions(),
-            **extra,
-        )
+        iteration = min(self.iter, self.max_iter - 1)
+        with self._averaged(not resumable):  # a signal may come in the middle of an evaluation
+            self.checkpointer.save(
+                name,
+                resumable=resumable,
+                iteration=iteration,
+                seed=self.seed,
+                sampler=sampler_state(self.cfg, self.seed, iteration),
+                cfg=self.cfg.dump(),
+                versions=software_versions(),
+                **extra,
+            )
         if resumable:
             self._last_saved = name
 
+    def _averaged(self, wanted: bool) -> contextlib.AbstractContextManager[None]:
+        """Context in which the model has its averaged weights, if there are any, or its own."""
+        if self.average is None:
+            return contextlib.nullcontext()
+        return self.average.applied() if wanted else self.average.removed()
+
     def _evaluate(self) -> Mapping[str, Any]:
         broadcast_buffers(self.model)
-        self.last_results = self.test(self.cfg, self.checkpointer.model)
+        with self._averaged(True):
+            self.last_results = self.test(self.cfg, self.checkpointer.model)
         return self.last_results
 
     @classmethod
@@ -273,10 +277,11 @@ class Trainer(TrainLoop):
         if isinstance(evaluators, DatasetEvaluator):
             evaluators = [evaluators]
         results: OrderedDict[str, Any] = OrderedDict()
+        network = build_evaluation_model(cfg, model)
         for index, name in enumerate(cfg.DATASETS.TEST):
             loader = cls.build_test_loader(cfg, name)
             evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            result = inference_on_dataset(model, loader, evaluator)
+            result = inference_on_dataset(network, loader, evaluator)
             if comm.is_main_process():
                 results[name] = result
                 logger.info("Results on %s:", name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from offseg_d2.engine import TrainLoop, seed_iteration
+from offseg_d2.engine import TrainLoop, UnusedParameterError, seed_iteration
 
 CPU = torch.device("cpu")
 
@@ -148,3 +148,28 @@ def test_failure_is_not_taken_for_the_end_of_training():
     with pytest.raises(FloatingPointError):
         loop.train(0, 2)
     assert loop.iter < loop.max_iter
+
+
+class WithUnusedPart(Linear):
+    """Has a layer that the loss does not depend on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spare = nn.Linear(2, 2)
+
+
+def test_parameter_without_gradient_is_refused_by_name_before_anything_is_learned():
+    model = WithUnusedPart()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    loop = TrainLoop(model, optimizer, [samples(1.0)], device=CPU)
+    with pytest.raises(UnusedParameterError, match=r"`spare.weight` got no gradient \(2 of 3"):
+        loop.train(0, 1)
+    assert model.weight.tolist() == [1.0] * 4
+
+
+def test_frozen_parameter_needs_no_gradient():
+    model = WithUnusedPart()
+    model.spare.requires_grad_(False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    TrainLoop(model, optimizer, [samples(1.0)], device=CPU).train(0, 1)
+    assert model.weight.tolist() != [1.0] * 4

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.utils import comm
 from torch import nn
 
 from offseg_d2.config import load_config
@@ -55,9 +56,12 @@ class TinyLoader:
 
     def __iter__(self) -> Iterator[list[dict]]:
         size = self.cfg.SOLVER.IMS_PER_BATCH
+        share = size // comm.get_world_size()
+        first = comm.get_rank() * share
         position = self.start_iter * size * self.cfg.SOLVER.ACCUMULATION_STEPS
         while True:
-            yield [make_sample(self.cfg.SEED, position + slot) for slot in range(size)]
+            slots = range(first, first + share)
+            yield [make_sample(self.cfg.SEED, position + slot) for slot in slots]
             position += size
 
 
@@ -70,7 +74,8 @@ class TinyTrainer(Trainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> list[list[dict]]:
-        return [[make_sample(12345, position)] for position in range(4)]
+        share = range(4)[comm.get_rank() :: comm.get_world_size()]
+        return [[make_sample(12345, position)] for position in share]
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> SemSegEvaluator:

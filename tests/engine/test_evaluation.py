@@ -1,0 +1,206 @@
+"""Evaluation of a configuration: evaluators, written predictions, pictures, sets without labels."""
+
+import json
+import runpy
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+from torch import nn
+
+from offseg_d2.config import ConfigError
+from offseg_d2.engine import Trainer, build_evaluator, evaluate
+from offseg_d2.engine.evaluation import folder_name
+from tests.common import ROOT
+from tests.engine.tiny import NUM_CLASSES, make_cfg
+
+HEIGHT, WIDTH, NUM_IMAGES = 12, 16, 4
+NAMES = [f"street_{index}" for index in range(NUM_IMAGES)]
+
+
+class CountingModel(nn.Module):
+    """Classifies pixels by their colour; fails after some images if told to."""
+
+    def __init__(self, fail_after: int = 10**9) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+        self.fail_after, self.seen = fail_after, []
+
+    def forward(self, batch: list[dict]) -> list[dict]:
+        if len(self.seen) + len(batch) > self.fail_after:
+            raise RuntimeError("power cut")
+        self.seen += [record["file_name"] for record in batch]
+        return [{"sem_seg": x["image"] * self.scale[:, None, None]} for x in batch]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """Four images and labels of three classes, registered as "tiny_streets" and "tiny_secret"."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    records = []
+    for name in NAMES:
+        label = cv2.resize(rng.integers(0, 3, (3, 4)).astype(np.uint8), (WIDTH, HEIGHT))
+        label[0, :3] = 9
+        cv2.imwrite(str(folder / f"{name}_labels.png"), label)
+        image = rng.integers(0, 256, (HEIGHT, WIDTH, 3)).astype(np.uint8)
+        cv2.imwrite(str(folder / f"{name}.png"), image)
+        label_file = str(folder / f"{name}_labels.png")
+        records.append({"file_name": str(folder / f"{name}.png"), "sem_seg_file_name": label_file})
+    secret = [{"file_name": record["file_name"]} for record in records]
+    for name, entries in (("tiny_streets", records), ("tiny_secret", secret)):
+        DatasetCatalog.register(name, lambda entries=entries: entries)
+        MetadataCatalog.get(name).set(
+            stuff_classes=["road", "sky", "tree"],
+            stuff_colors=[(90, 20, 30), (0, 0, 250), (0, 200, 0)],
+            ignore_label=9,
+            image_root=str(folder),
+        )
+    yield folder
+    for name in ("tiny_streets", "tiny_secret"):
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def cfg(dataset, tmp_path):
+    return make_test_cfg(tmp_path)
+
+
+def make_test_cfg(tmp_path, *options, dataset_name: str = "tiny_streets"):
+    return make_cfg(
+        tmp_path / "run",
+        *("DATASETS.TEST", (dataset_name,), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", NUM_CLASSES),
+        *("INPUT.RESIZE.SCALE_TEST", [WIDTH, HEIGHT], "DATALOADER.NUM_WORKERS", 0, *options),
+    )
+
+
+def test_evaluation_writes_a_report_unless_told_not_to(cfg, tmp_path):
+    results = evaluate(Trainer, cfg, CountingModel())
+    folder = tmp_path / "run/inference/tiny_streets"
+    assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.html"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["summary"]["mIoU"] == results["sem_seg"]["mIoU"]
+    quiet = make_test_cfg(tmp_path / "quiet", "TEST.SEM_SEG.REPORT", "never")
+    assert evaluate(Trainer, quiet, CountingModel()) == results
+    assert not (tmp_path / "quiet").exists()
+
+
+@pytest.mark.parametrize(("rule", "number"), [("eval_only", 0), ("never", 0), ("always", 1)])
+def test_evaluation_within_a_training_writes_a_report_only_if_asked(
+    dataset, tmp_path, rule, number
+):
+    cfg = make_test_cfg(tmp_path, "TEST.SEM_SEG.REPORT", rule)
+    assert len(build_evaluator(cfg, "tiny_streets").observers) == number
+
+
+def test_keys_reach_the_evaluator(dataset, tmp_path):
+    options = ("TEST.SEM_SEG.BOUNDARY_IOU", True, "TEST.SEM_SEG.ABSENT_CLASSES", "skip")
+    evaluator = build_evaluator(make_test_cfg(tmp_path, *options), "tiny_streets")
+    assert evaluator.boundary
+    assert evaluator.absent_classes == "skip"
+    results = evaluate(Trainer, make_test_cfg(tmp_path, *options), CountingModel())
+    assert {"mBIoU", "BIoU-road"} <= results["sem_seg"].keys()
+    with pytest.raises(ConfigError, match=r"`TEST.SEM_SEG.REPORT` must be .* but is 'yes'"):
+        build_evaluator(make_test_cfg(tmp_path, "TEST.SEM_SEG.REPORT", "yes"), "tiny_streets")
+
+
+def test_stopped_evaluation_goes_on_without_predicting_anything_twice(cfg, tmp_path):
+    folder = tmp_path / "predictions"
+    expected = evaluate(Trainer, cfg, CountingModel())
+    first, second, third = CountingModel(fail_after=3), CountingModel(), CountingModel()
+    with pytest.raises(RuntimeError, match="power cut"):
+        evaluate(Trainer, cfg, first, predictions_dir=str(folder))
+    assert len(list((folder / "tiny_streets").iterdir())) == 3
+    results = evaluate(Trainer, cfg, second, predictions_dir=str(folder))
+    assert sorted(first.seen + second.seen) == [str(tmp_path / f"data/{n}.png") for n in NAMES]
+    assert results == expected
+    assert evaluate(Trainer, cfg, third, predictions_dir=str(folder)) == expected
+    assert third.seen == []
+    with Image.open(folder / "tiny_streets/street_0.png") as picture:
+        stored, colors = np.array(picture), np.array(picture.convert("RGB"))
+    image = cv2.imread(str(tmp_path / "data/street_0.png"))[..., ::-1]
+    np.testing.assert_array_equal(stored, image.argmax(axis=-1))
+    palette = np.array(MetadataCatalog.get("tiny_streets").stuff_colors)
+    np.testing.assert_array_equal(colors, palette[stored])
+
+
+def test_predictions_of_another_model_or_setting_are_not_taken(cfg, tmp_path):
+    folder, model = str(tmp_path / "predictions"), CountingModel()
+    evaluate(Trainer, cfg, model, predictions_dir=folder)
+    other = CountingModel()
+    nn.init.constant_(other.scale, 2.0)
+    with pytest.raises(ConfigError, match=r"`--save-predictions` .* files of other weights;"):
+        evaluate(Trainer, cfg, other, predictions_dir=folder)
+    changed = make_test_cfg(tmp_path, "TEST.SEM_SEG.MODE", "slide")
+    with pytest.raises(ConfigError, match=r"files of other settings;"):
+        evaluate(Trainer, changed, model, predictions_dir=folder)
+    # what only changes the scores may change
+    scored = make_test_cfg(tmp_path, "TEST.SEM_SEG.BOUNDARY_IOU", True)
+    evaluate(Trainer, scored, model, predictions_dir=folder)
+    assert len(model.seen) == NUM_IMAGES
+    foreign = tmp_path / "foreign/tiny_streets"
+    foreign.mkdir(parents=True)
+    (foreign / "street_0.png").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"'.*foreign/tiny_streets' holds files of other"):
+        evaluate(Trainer, cfg, model, predictions_dir=str(tmp_path / "foreign"))
+    assert (foreign / "street_0.png").read_bytes() == b"precious"
+
+
+def test_pictures_show_truth_and_prediction_beside_each_other(cfg, tmp_path):
+    results = evaluate(Trainer, cfg, CountingModel(), pictures_dir=str(tmp_path / "show"))
+    assert results["sem_seg"]["pACC"] > 0
+    folder = tmp_path / "show/tiny_streets"
+    assert sorted(path.name for path in folder.iterdir()) == [f"{name}.jpg" for name in NAMES]
+    picture = cv2.imread(str(folder / "street_0.jpg"))
+    assert picture.shape[1] >= 2 * WIDTH
+    assert picture.shape[0] > HEIGHT
+
+
+def test_set_without_labels_is_predicted_but_not_evaluated(dataset, tmp_path, caplog):
+    cfg = make_test_cfg(tmp_path, dataset_name="tiny_secret")
+    directories = {"predictions_dir": tmp_path / "out", "pictures_dir": tmp_path / "show"}
+    arguments = {key: str(path) for key, path in directories.items()}
+    assert evaluate(Trainer, cfg, CountingModel(), **arguments) == {}
+    for path in directories.values():
+        assert len(list((path / "tiny_secret").iterdir())) == NUM_IMAGES
+    assert "tiny_secret has no labels" in caplog.text
+    with pytest.raises(ConfigError, match=r"'tiny_secret' has none for 4 of 4 images, such as"):
+        evaluate(Trainer, cfg, CountingModel())
+
+
+def test_several_sets_each_have_their_results_and_folders(dataset, tmp_path):
+    cfg = make_test_cfg(tmp_path)
+    cfg.defrost()
+    cfg.DATASETS.TEST = ("tiny_streets", "tiny_secret")
+    out = tmp_path / "out"
+    results = evaluate(Trainer, cfg, CountingModel(), predictions_dir=str(out))
+    assert list(results) == ["tiny_streets", "tiny_secret"]
+    assert results["tiny_secret"] == {}
+    assert sorted(path.name for path in out.iterdir() if path.is_dir()) == [
+        "tiny_secret",
+        "tiny_streets",
+    ]
+    cfg.DATASETS.TEST = ()
+    with pytest.raises(ConfigError, match=r"`DATASETS.TEST` must name a data set"):
+        evaluate(Trainer, cfg, CountingModel())
+
+
+@pytest.mark.parametrize("flag", ["--save-predictions", "--show-dir"])
+def test_flags_of_the_evaluation_are_refused_in_training(cfg, tmp_path, capsys, flag):
+    config = tmp_path / "tiny.yaml"
+    config.write_text(cfg.dump())
+    main = runpy.run_path(str(ROOT / "tools/train_net.py"))["main"]
+    with pytest.raises(SystemExit) as stop:
+        main(["--config-file", str(config), flag, str(tmp_path / "out")])
+    assert stop.value.code == 2
+    assert "must be used with --eval-only" in capsys.readouterr().err
+
+
+def test_results_of_a_folder_dataset_lie_in_one_folder():
+    assert folder_name("folder:/data/own:val") == "folder_data_own_val"
+    assert folder_name("camvid_test") == "camvid_test"

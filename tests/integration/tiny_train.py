@@ -1,0 +1,41 @@
+"""tools/train_net.py with the tiny model, slow enough to be interrupted and able to fail.
+
+``main`` is called by the tasks of a job, and by ``python -m tests.integration.tiny_train``.
+"""
+
+import os
+import runpy
+import time
+
+from detectron2.utils import comm
+
+from offseg_d2 import engine
+from tests.common import ROOT
+from tests.engine.tiny import TinyTrainer
+
+# Environment variables: seconds that an iteration takes; "rank:iteration" at which a process fails.
+SECONDS = "TINY_SECONDS"
+FAIL_AT = "TINY_FAIL_AT"
+# File with the iterations and losses of a run.
+LOSSES = "losses.txt"
+
+
+class SlowTrainer(TinyTrainer):
+    """Sleeps in each iteration, and notes each loss: those in metrics.json are smoothed."""
+
+    def run_step(self) -> None:
+        time.sleep(float(os.environ.get(SECONDS, 0)))
+        if os.environ.get(FAIL_AT) == f"{comm.get_rank()}:{self.iter}":
+            raise RuntimeError(f"process {comm.get_rank()} was asked to fail")
+        super().run_step()
+        if comm.is_main_process():
+            loss = self.storage.history("total_loss").latest()
+            with open(os.path.join(self.cfg.OUTPUT_DIR, LOSSES), "a", encoding="utf-8") as file:
+                file.write(f"{self.iter} {loss!r}\n")
+
+
+engine.Trainer = SlowTrainer
+main = runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="train_net")["main"]
+
+if __name__ == "__main__":
+    main()
