@@ -7,7 +7,8 @@
     python tools/convert_checkpoint.py IN OUT --config-file FILE --reset-classifier KEY VALUE ...
 
 IN is any file that `MODEL.WEIGHTS` takes: a released checkpoint of the authors, ImageNet weights of
-a backbone, Hugging Face's SegFormer, or one of our own. With a configuration, names and shapes are
+a backbone, SegFormer or Mask2Former of Hugging Face, Mask2Former of facebookresearch, or one of our
+own. With a configuration, names and shapes are
 compared with its model. OUT ends with .pth (loads with ``weights_only=True``) or .safetensors.
 A mistake of the user ends with one sentence and exit status 2.
 """
