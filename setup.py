@@ -64,6 +64,7 @@ setup(
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
         "export": ["onnx", "onnxruntime"],
         "timm": ["timm"],
+        "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "video": ["av"],
     },
 )

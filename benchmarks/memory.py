@@ -9,7 +9,8 @@ what the operating system reports:
 
 network     the model's own activations: normalised image and logits at stride 4, no more;
 blocks      ``model.predict_label_maps``;
-everything  the argmax of ``model(...)``, which resizes all scores to the image's size (7.2 GB).
+everything  the argmax of ``model(...)``, which resizes all scores to the image's size (7.2 GB);
+            for whole images only, windows would take half as much again.
 
 The network is one 1x1 convolution at stride 4, so that little besides the logits is the model's. The
 plain way needs about 10 GB of free memory; ``--without-everything`` leaves it out.
@@ -138,7 +139,7 @@ def main() -> None:
     rows = []
     print(f"{'MB':32} {'network':>8} {'blocks':>8} {'beyond':>8} {'everything':>11} {'beyond':>8}")
     for case in CASES:
-        row = measure(case, ways)
+        row = measure(case, ways if CASES[case][0].mode == "whole" else WAYS[:2])
         rows.append(row)
         network, blocks, everything = (row.get(f"{way}_mb") for way in WAYS)
         numbers = f"{network:8} {blocks:8} {blocks - network:8}"

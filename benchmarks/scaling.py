@@ -5,14 +5,17 @@
     python benchmarks/scaling.py                       table of all models as Markdown
     python benchmarks/scaling.py --model offseg_t --step-seconds 0.19     one that was timed
 
-Counted on the models themselves: trained parameters (what gradients are exchanged), batch norms
-(each is synchronised on its own), operations of a forward pass. Everything else is an assumption,
-an argument of this script, and printed above the table: no GPU and no network was measured.
+Counted on the models themselves, without running them: trained parameters (what gradients are
+exchanged), batch norms (each is synchronised on its own), operations (convolutions and matrix
+products) and calls of tensor operations, as a measure of kernels, in a forward pass. Everything
+else is an assumption, an argument of this script, and printed above the table: no GPU and no
+network was measured.
 
-B images a GPU, F operations of a forward pass for one image, S bytes of gradients, L batch norms,
-n nodes of g GPUs, N = n g.
+B images a GPU, F operations of a forward pass for one image, K kernels of a forward pass, S bytes
+of gradients, L batch norms, n nodes of g GPUs, N = n g.
 
-    compute         t_c = 3 F B / (peak * utilisation)      (backward costs two forward passes)
+    compute         t_c = 3 max(F B / (peak * utilisation), K launch)
+                                                            (backward costs two forward passes)
     all-reduce      t_r = 2 (g-1)/g S/b_gpu + 2 (n-1)/n S/b_node + buckets * latency(N)
     hidden          t_h = 2/3 t_c * (1 - 1/buckets)          (all but the last bucket overlap)
     exposed         t_e = max(t_r / buckets, t_r - t_h)
@@ -29,10 +32,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.modeling import build_model
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
@@ -54,6 +60,7 @@ class Sizes:
     parameters: int
     batch_norms: int
     operations: int  # of a forward pass for one image, a multiply-add counts as two
+    kernels: int  # of a forward pass, whatever the number of images
 
     @property
     def gradient_bytes(self) -> int:
@@ -70,34 +77,52 @@ class Machine:
 
     images_per_gpu: int = 2
     gpus_per_node: int = 8
-    peak: float = 312e12
-    utilisation: float = 0.15
+    peak: float = 19.5e12
+    utilisation: float = 0.4
+    launch: float = 10e-6
     gpu_rate: float = 200e9
     node_rate: float = 100e9
     hop: float = 5e-6
     image_bytes: float = 60e3
 
 
+class KernelCounter(TorchDispatchMode):
+    """Counts operations that compute something; views and shapes cost no kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
 def count(config_file: Path) -> Sizes:
-    """Build the model of a configuration and run one image of its crop size through it."""
+    """Build the model of a configuration and send the shape of one training crop through it."""
     cfg = load_config(str(config_file), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
-    model = build_model(cfg).eval()
     height, width = cfg.INPUT.CROP.SIZE
-    image = torch.zeros(3, height, width, dtype=torch.uint8)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model([{"image": image, "height": height, "width": width}])
+    model = build_model(cfg).eval()
     trained = [value for value in model.parameters() if value.requires_grad]
+    model.requires_grad_(False)  # the counter stumbles over gradients that are switched off
+    kernels = KernelCounter()
+    # Fake tensors are shapes without values: nothing is computed.
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        image = torch.zeros(1, 3, height, width)
+        with FlopCounterMode(display=False) as counter, kernels:
+            model.sem_seg_head(model.backbone(image))
     return Sizes(
         parameters=sum(value.numel() for value in trained),
         batch_norms=sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()),
         operations=counter.get_total_flops(),
+        kernels=kernels.number,
     )
 
 
 def compute_seconds(sizes: Sizes, machine: Machine) -> float:
     """Seconds of one iteration's forward and backward pass on one GPU."""
-    operations = 3 * sizes.operations * machine.images_per_gpu
-    return operations / (machine.peak * machine.utilisation)
+    busy = sizes.operations * machine.images_per_gpu / (machine.peak * machine.utilisation)
+    return 3 * max(busy, sizes.kernels * machine.launch)
 
 
 def latency(gpus: int, machine: Machine) -> float:
@@ -136,6 +161,7 @@ def row(name: str, sizes: Sizes, machine: Machine, compute: float) -> str:
         f"{sizes.gradient_bytes / 1e6:.0f}",
         str(sizes.batch_norms),
         f"{sizes.operations / 2e9:.1f}",
+        str(sizes.kernels),
         f"{1e3 * compute:.0f}",
     ]
     for gpus in GPUS:
@@ -151,11 +177,11 @@ def row(name: str, sizes: Sizes, machine: Machine, compute: float) -> str:
 def table(names: list[str], machine: Machine, timed: float) -> Iterator[str]:
     """Lines of the table; ``timed`` replaces the estimated compute time where it is not 0."""
     yield (
-        "| model | parameters (M) | gradients (MB) | batch norms | GMAC | compute (ms) | "
+        "| model | parameters (M) | gradients (MB) | batch norms | GMAC | kernels | compute (ms) | "
         + " | ".join(f"{gpus} GPUs" for gpus in GPUS)
         + " | data of a node (MB/s) |"
     )
-    yield "|---" * (7 + len(GPUS)) + "|"
+    yield "|---" * (8 + len(GPUS)) + "|"
     for name in names:
         sizes = count(MODELS[name])
         yield row(name, sizes, machine, timed or compute_seconds(sizes, machine))

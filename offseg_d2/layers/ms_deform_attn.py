@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 logger = logging.getLogger(__name__)
 
-Sampler = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
-
 
 def sample_levels(
     values: Tensor, level_sizes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor
@@ -39,12 +37,13 @@ def sample_levels(
     Returns:
         (B, Q, C).
     """
-    operator = compiled_operator(values.device.type)
-    if operator is None:
+    if not has_compiled_operator(values.device.type):
         return sample_levels_by_grid(values, level_sizes, locations, weights)
+    from torch_ms_deform_attn import ms_deform_attn
+
     sizes = torch.tensor(level_sizes, device=values.device)  # (L, 2)
     areas = sizes.prod(dim=1)
-    return operator(values, sizes, areas.cumsum(0) - areas, locations, weights)
+    return ms_deform_attn(values, sizes, areas.cumsum(0) - areas, locations, weights)
 
 
 def sample_levels_by_grid(
@@ -68,32 +67,32 @@ def sample_levels_by_grid(
     return total.reshape(batch, -1, queries).mT  # (B, Q, C)
 
 
-@functools.cache
-def compiled_operator(device_type: str) -> Sampler | None:
-    """The operator of the package torch-ms-deform-attn, if it is installed and works there.
+@torch.compiler.assume_constant_result  # or torch.compile would cut the model in pieces here
+def has_compiled_operator(device_type: str) -> bool:
+    """Whether the package torch-ms-deform-attn is installed and works on "cpu", "cuda" or so."""
+    return _has_compiled_operator(device_type)
 
-    Args:
-        device_type: such as "cpu" or "cuda".
-    """
+
+@functools.cache
+def _has_compiled_operator(device_type: str) -> bool:
     try:
         from torch_ms_deform_attn import ms_deform_attn
     except ModuleNotFoundError:
-        return None
+        return False
     except (ImportError, OSError) as error:  # built against another PyTorch
         logger.warning(f"torch_ms_deform_attn cannot be loaded and is not used: {error}")
-        return None
+        return False
     try:  # it may have been built without CUDA
-        device = torch.device(device_type)
-        _try_operator(ms_deform_attn, device)
+        _try_operator(ms_deform_attn, torch.device(device_type))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         logger.warning(f"torch_ms_deform_attn is not used on {device_type}: {reason}")
-        return None
+        return False
     logger.info(f"Deformable attention on {device_type}: operator of torch_ms_deform_attn.")
-    return ms_deform_attn
+    return True
 
 
-def _try_operator(operator: Sampler, device: torch.device) -> None:
+def _try_operator(operator: Callable[..., Tensor], device: torch.device) -> None:
     """Read one pixel; raises RuntimeError if the result is wrong."""
     values = torch.ones(1, 1, 1, 1, device=device)
     sizes, starts = torch.ones(1, 2, device=device).long(), torch.zeros(1, device=device).long()

@@ -84,7 +84,7 @@ def test_given_tensors_are_not_changed():
 # ------------------------------------------------------------ OffSeg's maps
 
 
-@pytest.mark.parametrize("key_map", set(KEY_MAPS.values()), ids=lambda m: m.name)
+@pytest.mark.parametrize("key_map", list(dict.fromkeys(KEY_MAPS.values())), ids=lambda m: m.name)
 def test_every_drop_has_a_reason_and_every_rule_both_names(key_map):
     assert all(len(drop.reason.split()) > 2 for drop in key_map.drops)
     for rule in key_map.rules:

@@ -56,7 +56,7 @@ def test_both_ways_of_starting_two_processes_give_the_same_weights(tmp_path):
 @pytest.mark.parametrize("name", WAYS)
 def test_failure_of_one_process_is_in_the_log_of_the_other(tmp_path, name):
     process = start(WAYS[name], tmp_path, **{tiny_train.FAIL_AT: "1:3"})
-    output, _ = process.communicate(timeout=300)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     for suffix in ("", ".rank1"):
         log = (tmp_path / "run" / f"log.txt{suffix}").read_text()

@@ -3,8 +3,9 @@
 ``main`` is called by the tasks of a job, and by ``python -m tests.integration.tiny_train``.
 """
 
+import importlib
 import os
-import runpy
+import sys
 import time
 
 from detectron2.utils import comm
@@ -34,8 +35,9 @@ class SlowTrainer(TinyTrainer):
                 file.write(f"{self.iter} {loss!r}\n")
 
 
-engine.Trainer = SlowTrainer
-main = runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="train_net")["main"]
+engine.Trainer = SlowTrainer  # before the script takes the name over
+sys.path.insert(0, str(ROOT / "tools"))
+main = importlib.import_module("train_net").main
 
 if __name__ == "__main__":
     main()

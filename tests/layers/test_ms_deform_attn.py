@@ -10,7 +10,7 @@ from torch import Tensor
 
 from offseg_d2.layers import MSDeformAttn, ms_deform_attn
 from offseg_d2.layers.ms_deform_attn import (
-    compiled_operator,
+    has_compiled_operator,
     sample_levels,
     sample_levels_by_grid,
 )
@@ -24,9 +24,9 @@ PACKAGE = "torch_ms_deform_attn"
 @pytest.fixture(autouse=True)
 def _fresh_choice():
     """Each test chooses the operator anew."""
-    compiled_operator.cache_clear()
+    ms_deform_attn._has_compiled_operator.cache_clear()
     yield
-    compiled_operator.cache_clear()
+    ms_deform_attn._has_compiled_operator.cache_clear()
 
 
 def inputs(
@@ -183,7 +183,7 @@ def test_heads_must_divide_the_channels():
 
 def test_without_the_package_pytorch_does_it(monkeypatch):
     monkeypatch.setitem(sys.modules, PACKAGE, None)  # importing it fails
-    assert compiled_operator("cpu") is None
+    assert not has_compiled_operator("cpu")
     values, locations, weights = inputs()
     expected = sample_levels_by_grid(values, SIZES, locations, weights)
     assert torch.equal(sample_levels(values, SIZES, locations, weights), expected)
@@ -223,7 +223,7 @@ def test_a_package_that_does_not_work_here_is_not_used(monkeypatch, caplog, kind
         return torch.zeros(1, 1, 1)
 
     fake_package(monkeypatch, operator)
-    assert compiled_operator("cpu") is None
+    assert not has_compiled_operator("cpu")
     reason = {"fails": "not compiled with GPU support", "is wrong": "it reads a wrong value"}[kind]
     assert [r.getMessage() for r in caplog.records] == [
         f"torch_ms_deform_attn is not used on cpu: {reason}"
@@ -233,8 +233,7 @@ def test_a_package_that_does_not_work_here_is_not_used(monkeypatch, caplog, kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_operator_equals_pytorch(dtype):
     pytest.importorskip(PACKAGE, reason="the optional package torch-ms-deform-attn is absent")
-    operator = compiled_operator("cpu")
-    if operator is None:
+    if not has_compiled_operator("cpu"):
         pytest.skip("torch-ms-deform-attn is installed but was built without CPU support")
     leaves = [x.to(dtype).requires_grad_() for x in inputs(2, 7, 2, 4, 3)]
     values, locations, weights = leaves
@@ -246,3 +245,11 @@ def test_compiled_operator_equals_pytorch(dtype):
         results.append((out, *torch.autograd.grad(out.square().sum(), leaves)))
     for actual, expected in zip(*results, strict=True):
         assert_close(actual, expected, tolerance, reason=reason)
+
+
+def test_it_does_not_tear_a_compiled_model_in_two():
+    module = MSDeformAttn(8, num_heads=2)
+    pixels, reference = torch.randn(1, PIXELS, 8), torch.rand(PIXELS, 2)
+    expected = module(pixels, pixels, reference, SIZES)
+    whole = torch.compile(module, backend="eager", fullgraph=True)
+    assert_close(whole(pixels, pixels, reference, SIZES), expected)

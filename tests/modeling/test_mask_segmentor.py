@@ -11,7 +11,13 @@ from detectron2.modeling import Backbone, build_sem_seg_head
 from torch import Tensor, nn
 
 from offseg_d2.data.dataset_mapper import class_instances
-from offseg_d2.modeling import InferenceSettings, MaskFormerHead, MaskSegmentor
+from offseg_d2.modeling import (
+    AugmentedModel,
+    InferenceSettings,
+    MaskFormerHead,
+    MaskSegmentor,
+)
+from offseg_d2.modeling.meta_arch.evaluation_model import AugmentationSettings
 from tests.common import assert_close, build_offseg, offseg_config, random_batch
 from tests.modeling.mask_query import (
     SMALL_MASK2FORMER,
@@ -49,6 +55,15 @@ def test_padding_is_cut_off_after_the_queries_are_combined_and_before_the_last_r
     expected = F.interpolate(own[None], size=(75, 31), mode="bilinear", align_corners=False)[0]
     (actual,) = predict(model, [record | {"height": 75, "width": 31}])
     assert_close(actual, expected, 1e-10)
+
+
+def test_augmentation_averages_the_scores_themselves():
+    model, (record,) = small_mask2former(), random_batch([(64, 96)])
+    settings = AugmentationSettings(ratios=(1.0,), flip=True)
+    mean = AugmentedModel(model, settings).mean_probabilities(record)
+    (own,) = predict(model, [record])
+    (mirrored,) = predict(model, [{"image": record["image"].flip(2)}])
+    assert_close(mean, (own + mirrored.flip(2)) / 2)
 
 
 @pytest.mark.parametrize("classifier", ["offset", "plain"])

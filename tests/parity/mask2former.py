@@ -181,7 +181,7 @@ def _loss_rows(case: ParityCase, losses: dict[str, Tensor], dtype: torch.dtype) 
         difference = abs(loss.item() - float(case.data[key]))
         yield Row(case.name, name, difference, tolerance, precision)
     total, expected = sum(losses.values()), float(case.data["loss_total"])
-    row = case.compare_relative("loss_total", float(total), expected, LOSS_TOLERANCE / 10)
+    row = case.compare_relative("loss_total", total.item(), expected, LOSS_TOLERANCE / 10)
     yield Row(row.case, row.tensor, row.difference, row.tolerance, precision)
 
 

@@ -66,6 +66,8 @@ class Segmentor(Protocol):
         self, batched_inputs: list[dict[str, Any]]
     ) -> list[dict[str, Tensor]]: ...
 
+    def probabilities(self, scores: Tensor) -> Tensor: ...
+
 
 class _Wrapper(nn.Module):
     def __init__(self, model: nn.Module) -> None:
@@ -149,7 +151,7 @@ class AugmentedModel(_Wrapper):
             batch.append(record | {"image": view.flip(2)})
         for is_mirrored, scores in self.model.score_bands(batch):
             for first, block in resized_blocks(scores, size):
-                probabilities = block.softmax(dim=0)
+                probabilities = self.model.probabilities(block)
                 yield first, probabilities.flip(2) if is_mirrored else probabilities
 
 

@@ -63,6 +63,10 @@ class MaskSegmentor(PerPixelSegmentor):
         """
         return super().forward(batched_inputs)
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """The scores themselves: they are sums of probabilities already."""
+        return scores
+
     def forward_network(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) of any size -> scores (B, K, H, W), each at least 0."""
         height = images.shape[-2]

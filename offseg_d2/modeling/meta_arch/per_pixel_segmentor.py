@@ -152,6 +152,10 @@ class PerPixelSegmentor(nn.Module):
                 same_size, score_bands(self.forward_scores, batch, self.inference), strict=True
             )
 
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What test-time augmentation averages: (K, h, w) scores -> class probabilities."""
+        return scores.softmax(dim=0)
+
     def normalise(self, image: Tensor) -> Tensor:
         """(3, H, W) in 0..255 -> (3, H, W), zero mean and unit variance, on the model's device."""
         return (image.to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std

@@ -53,12 +53,12 @@ class MultiheadAttention(nn.MultiheadAttention):
             (B, Q, C).
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        heads = [
+        query, key, value = (
             F.linear(tokens, weight, bias).unflatten(2, (self.num_heads, -1)).transpose(1, 2)
             for tokens, weight, bias in zip((queries, keys, values), weights, biases, strict=True)
-        ]  # (B, h, Q or S, C / h)
+        )  # (B, h, Q or S, C / h)
         mask = None if allowed is None else allowed.unsqueeze(1)
-        read = F.scaled_dot_product_attention(*heads, attn_mask=mask)
+        read = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out_proj(read.transpose(1, 2).flatten(2))
 
 

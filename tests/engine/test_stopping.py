@@ -1,0 +1,127 @@
+"""Being told to stop by a cluster: what is saved, who is called, and how the run goes on."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from offseg_d2.engine.stopping import _REPEAT_SECONDS
+from tests.engine.tiny import TinyTrainer, make_trainer
+
+
+@pytest.fixture
+def handler() -> Iterator[list[tuple[int, bool]]]:
+    """Handles SIGUSR2 as submitit does; notes each call."""
+    calls: list[int] = []
+    before = signal.signal(signal.SIGUSR2, lambda number, frame: calls.append(number))
+    yield calls
+    signal.signal(signal.SIGUSR2, before)
+
+
+def signals_in(trainer: TinyTrainer, iteration: int, *numbers: int) -> None:
+    """Send ourselves signals while ``iteration`` runs."""
+    run_step = trainer.run_step
+
+    def run_step_with_signals() -> None:
+        if trainer.iter == iteration:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+        run_step()
+
+    trainer.run_step = run_step_with_signals
+
+
+def stop(trainer: TinyTrainer) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        trainer.train()
+    return stopped.value.code
+
+
+def test_preemption_saves_and_then_calls_who_handled_the_signal_before(tmp_path, handler):
+    trainer = make_trainer(tmp_path)
+    signals_in(trainer, 5, signal.SIGUSR2)
+    save, saved_before_the_call = trainer.checkpointer.save, []
+
+    def note_and_save(*args, **kwargs) -> None:
+        saved_before_the_call.append(not handler)
+        save(*args, **kwargs)
+
+    trainer.checkpointer.save = note_and_save
+    assert stop(trainer) == 128 + signal.SIGUSR2
+    assert handler == [signal.SIGUSR2]
+    assert all(saved_before_the_call)
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_announcement_by_two_signals_counts_as_a_preemption(tmp_path, handler):
+    trainer = make_trainer(tmp_path)
+    signals_in(trainer, 5, signal.SIGTERM, signal.SIGUSR2, signal.SIGUSR2)
+    stop(trainer)
+    assert handler == [signal.SIGUSR2]
+
+
+def test_preemption_while_the_checkpoint_of_another_signal_is_written_is_not_lost(
+    tmp_path, handler, monkeypatch
+):
+    trainer = make_trainer(tmp_path)
+    signals_in(trainer, 5, signal.SIGTERM)
+    save = torch.save
+
+    def save_under_fire(data, file) -> None:
+        if data["iteration"] == 5:
+            signal.raise_signal(signal.SIGUSR2)
+        save(data, file)
+
+    monkeypatch.setattr(torch, "save", save_under_fire)
+    stop(trainer)
+    assert handler == [signal.SIGUSR2]
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_signal_passed_on_twice_counts_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    signals_in(trainer, 5, signal.SIGINT, signal.SIGINT)
+    assert stop(trainer) == 128 + signal.SIGINT
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+def test_second_interrupt_after_a_while_ends_at_once(tmp_path):
+    trainer = make_trainer(tmp_path)
+    run_step = trainer.run_step
+
+    def run_step_with_signals() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(_REPEAT_SECONDS + 0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+        run_step()
+
+    trainer.run_step = run_step_with_signals
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_job_that_is_started_again_resumes_without_being_asked_to(tmp_path, monkeypatch):
+    first = make_trainer(tmp_path)
+    signals_in(first, 5, signal.SIGTERM)
+    stop(first)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    second = make_trainer(tmp_path)
+    second.resume_or_load(resume=False)
+    assert second.start_iter == 6
+
+
+def test_checkpoint_says_where_the_data_go_on_and_another_batch_size_is_reported(tmp_path, caplog):
+    first = make_trainer(tmp_path)
+    signals_in(first, 5, signal.SIGTERM)
+    stop(first)
+    data = torch.load(tmp_path / "model_0000005.pth", weights_only=True)
+    assert data["sampler"] == {"seed": 5, "samples_per_iteration": 2, "position": 12}
+    make_trainer(tmp_path).resume_or_load(resume=True)
+    assert "samples" not in caplog.text
+    make_trainer(tmp_path, "SOLVER.IMS_PER_BATCH", 3).resume_or_load(resume=True)
+    assert "An iteration had 2 samples and has 3 now" in caplog.text
+    assert "at position 18 instead of 12" in caplog.text
