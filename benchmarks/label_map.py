@@ -5,10 +5,10 @@
     python benchmarks/label_map.py [--rounds 30] [--threads 2] [--output FILE]
 
 Logits of 150 classes at stride 4 of a 512x683 image (128x171) become its label map. Both ways take
-turns in each round; reported are medians, and the median of the rounds' ratios. Two layouts: classes
-innermost, as the offset classifier gives them, and outermost, as a convolution does. Three kinds of
-scores: "regions" (25 regions with smooth borders, as of a trained network), "many regions" (350 of
-them) and "noise" (independent numbers, for which no shortcut exists).
+turns in each round; reported are medians, and the median of the rounds' ratios. Two layouts:
+classes innermost, as the offset classifier gives them, and outermost, as a convolution does. Three
+kinds of scores: "regions" (25 regions with smooth borders, as of a trained network), "many regions"
+(350 of them) and "noise" (independent numbers, for which no shortcut exists).
 """
 
 import argparse

@@ -12,8 +12,8 @@ blocks      ``model.predict_label_maps``;
 everything  the argmax of ``model(...)``, which resizes all scores to the image's size (7.2 GB);
             for whole images only, windows would take half as much again.
 
-The network is one 1x1 convolution at stride 4, so that little besides the logits is the model's. The
-plain way needs about 10 GB of free memory; ``--without-everything`` leaves it out.
+The network is one 1x1 convolution at stride 4, so that little besides the logits is the model's.
+The plain way needs about 10 GB of free memory; ``--without-everything`` leaves it out.
 """
 
 import argparse

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     written, unreadable = draw_files(
         predictor, args.input, args.output, opacity=args.opacity, with_image=args.side_by_side
     )
-    print(f"{len(written)} pictures lie in {args.output}")
+    lie = "picture lies" if len(written) == 1 else "pictures lie"
+    print(f"{len(written)} {lie} in {args.output}")
     for file in unreadable:
         print(f"not drawn: {file.reason}", file=sys.stderr)
     return 1 if unreadable else 0

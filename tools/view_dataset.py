@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         chosen = choose_records(list_records(args.name), args.images, args.number, args.seed or 0)
         written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity)
     print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
-    print(f"{len(written)} pictures lie in {args.output}")
+    lie = "picture lies" if len(written) == 1 else "pictures lie"
+    print(f"{len(written)} {lie} in {args.output}")
     return 1 if failures else 0
 
 

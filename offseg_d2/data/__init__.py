@@ -4,7 +4,12 @@ from . import datasets
 from .augmentation import build_augmentations
 from .build import SampleLoader, build_test_loader, build_train_loader
 from .dataset_mapper import SemSegDatasetMapper, build_mapper
-from .datasets import adapt_to_folders, ensure_registered, register_folder
+from .datasets import (
+    adapt_to_folders,
+    ensure_registered,
+    register_folder,
+    require_registered,
+)
 from .image_io import DataFileError, read_image
 from .label_map import (
     IGNORE_LABEL,
@@ -36,4 +41,5 @@ __all__ = [
     "read_image",
     "read_label_map",
     "register_folder",
+    "require_registered",
 ]

@@ -224,6 +224,9 @@ class PhotometricDistortion(Augmentation):
     saturation x U(0.5, 1.5); hue + an integer in [-18, 17] of 180.
     """
 
+    def __repr__(self) -> str:
+        return "PhotometricDistortion()"  # Detectron2's own needs an __init__
+
     def get_transform(self, image: np.ndarray) -> Transform:
         uniform = np.random.uniform
         brightness = uniform(-32, 32) if _coin() else None

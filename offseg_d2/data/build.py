@@ -24,7 +24,7 @@ from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import build_mapper
-from .datasets import ensure_registered
+from .datasets import require_registered
 from .image_io import DataFileError
 from .label_map import (
     IGNORE_LABEL,
@@ -85,7 +85,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
             f"`DATALOADER.SAMPLER_TRAIN` must be 'TrainingSampler', "
             f"but is {cfg.DATALOADER.SAMPLER_TRAIN!r}."
         )
-    ensure_registered(cfg.DATASETS.TRAIN)
+    for name in cfg.DATASETS.TRAIN:
+        require_registered(name, "DATASETS.TRAIN")
     metadata = joint_metadata(cfg.DATASETS.TRAIN)
     _check_classes(cfg, metadata)
     records = list(itertools.chain.from_iterable(_records(n) for n in cfg.DATASETS.TRAIN))
@@ -121,7 +122,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
         ValueError: config and dataset disagree, or a key cannot be used.
         FileNotFoundError: the dataset is not where it was looked for.
     """
-    ensure_registered([dataset_name])
+    require_registered(dataset_name, "DATASETS.TEST")
     metadata = MetadataCatalog.get(dataset_name)
     _check_classes(cfg, metadata)
     records = _records(dataset_name)

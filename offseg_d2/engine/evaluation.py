@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.utils import comm
 from torch import nn
 
+from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.data import IGNORE_LABEL, build_lut, label_map_of, read_label_map
+from offseg_d2.data.inspection import require_registered
 from offseg_d2.evaluation import (
     EvaluationObserver,
     EvaluationReport,
@@ -91,10 +94,10 @@ def _is_labelled(records: list[dict[str, Any]]) -> bool:
 
 
 def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> EvaluationObserver:
-    keys = cfg.TEST.SEM_SEG
-    mode = keys.MODE
-    if mode == "slide":
-        mode += f", window {list(keys.CROP_SIZE)}, stride {list(keys.STRIDE)} (height, width)"
+    path = os.path.join(output_dir, "config.yaml")  # that of the run may be another
+    if comm.is_main_process():
+        os.makedirs(output_dir, exist_ok=True)
+        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
     return EvaluationReport(
         output_dir,
         metadata.stuff_classes,
@@ -102,16 +105,25 @@ def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> Evaluati
         IGNORE_LABEL,
         run=RunInfo(
             dataset=metadata.name,
-            config=os.path.join(cfg.OUTPUT_DIR, "config.yaml"),
+            config=path,
             weights=cfg.MODEL.WEIGHTS,
-            settings={
-                "inference": mode,
-                "test scale (long side, short side)": str(list(cfg.INPUT.RESIZE.SCALE_TEST)),
-            },
+            settings=_describe_inference(cfg),
             versions=software_versions(),
         ),
-        absent_classes=keys.ABSENT_CLASSES,
+        absent_classes=cfg.TEST.SEM_SEG.ABSENT_CLASSES,
     )
+
+
+def _describe_inference(cfg: CfgNode) -> dict[str, str]:
+    keys = cfg.TEST.SEM_SEG
+    mode = keys.MODE
+    if mode == "slide":
+        mode += f", window {list(keys.CROP_SIZE)}, stride {list(keys.STRIDE)} (height, width)"
+    if keys.TTA.ENABLED:
+        views = f"{list(keys.TTA.RATIOS)} of the image's size{', mirrored' * keys.TTA.FLIP}"
+        return {"inference": mode, "test-time augmentation": views}
+    scale = str(list(cfg.INPUT.RESIZE.SCALE_TEST))
+    return {"inference": mode, "test scale (long side, short side)": scale}
 
 
 def evaluate(
@@ -142,6 +154,8 @@ def evaluate(
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("`DATASETS.TEST` must name a data set to evaluate on, but is empty.")
+    for name in cfg.DATASETS.TEST:
+        require_registered(name)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         own_cfg = cfg.clone()

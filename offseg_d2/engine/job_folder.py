@@ -11,10 +11,9 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-import offseg_d2
 from offseg_d2.checkpoint import write_atomically
 
-SOURCE_ROOT = Path(offseg_d2.__file__).resolve().parents[1]
+SOURCE_ROOT = Path(__file__).resolve().parents[2]
 # Other variables stay out: they may hold passwords.
 _VARIABLES = ("CUDA", "DETECTRON2", "GLOO", "LD_LIBRARY_PATH", "NCCL", "OMP", "PYTHONPATH", "TORCH")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -82,6 +82,7 @@ def build_saving_model(cfg: CfgNode, model: nn.Module, directory: str) -> Saving
         ValueError: ``TEST.SEM_SEG.PREDICTION_FORMAT`` cannot be used.
     """
     (name,) = cfg.DATASETS.TEST
+    DatasetCatalog.get(name)  # only now the folder of its images is known
     metadata = MetadataCatalog.get(name)
     folder = PredictionFolder(
         directory,
@@ -104,7 +105,8 @@ def _origin(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
     for key in _KEYS_OF_SCORES:
         del settings.TEST.SEM_SEG[key]
     settings.MODEL.WEIGHTS = settings.MODEL.DEVICE = ""
-    text = "".join(settings[key].dump() for key in ("INPUT", "MODEL")) + settings.TEST.dump()
+    image = (settings.INPUT.FORMAT, list(settings.INPUT.RESIZE.SCALE_TEST))
+    text = f"{image}\n{settings.MODEL.dump()}\n{settings.TEST.SEM_SEG.dump()}"
     return {
         "dataset": cfg.DATASETS.TEST[0],
         "weights": weights.hexdigest(),

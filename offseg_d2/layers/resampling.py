@@ -4,7 +4,8 @@ Two bilinear resizes in a row with a crop between them are one linear map of the
 the columns. Knowing them, any block of the result can be computed from the few input values that
 it depends on.
 
-Shapes: K classes, h x w score map, H x W result, n output positions, T taps (input positions that an output position may depend on).
+Shapes: K classes, h x w score map, H x W result, n output positions, T taps
+(input positions that an output position may depend on).
 """
 
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ from torch import nn
 
 from offseg_d2.config import ConfigError
 from offseg_d2.engine import Trainer, build_evaluator, evaluate
-from offseg_d2.engine.evaluation import folder_name
+from offseg_d2.engine.evaluation import _describe_inference, folder_name
 from tests.common import ROOT
 from tests.engine.tiny import NUM_CLASSES, make_cfg
 
@@ -82,7 +82,11 @@ def make_test_cfg(tmp_path, *options, dataset_name: str = "tiny_streets"):
 def test_evaluation_writes_a_report_unless_told_not_to(cfg, tmp_path):
     results = evaluate(Trainer, cfg, CountingModel())
     folder = tmp_path / "run/inference/tiny_streets"
-    assert {path.name for path in folder.iterdir()} == {"metrics.json", "report.html"}
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.json",
+        "report.html",
+    }
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["summary"]["mIoU"] == results["sem_seg"]["mIoU"]
     quiet = make_test_cfg(tmp_path / "quiet", "TEST.SEM_SEG.REPORT", "never")
@@ -204,3 +208,42 @@ def test_flags_of_the_evaluation_are_refused_in_training(cfg, tmp_path, capsys, 
 def test_results_of_a_folder_dataset_lie_in_one_folder():
     assert folder_name("folder:/data/own:val") == "folder_data_own_val"
     assert folder_name("camvid_test") == "camvid_test"
+
+
+def test_predictions_of_nested_folders_keep_their_folders(tmp_path):
+    root = tmp_path / "nested"
+    (root / "classes.txt").parent.mkdir()
+    (root / "classes.txt").write_text("road\nsky\ntree\n")
+    for below in ("a", "b"):
+        for kind in ("images", "annotations"):
+            (root / kind / "val" / below).mkdir(parents=True)
+            channels = 3 if kind == "images" else 1
+            picture = np.zeros((HEIGHT, WIDTH, channels), np.uint8)
+            cv2.imwrite(str(root / kind / "val" / below / "1.png"), picture)
+    cfg = make_test_cfg(tmp_path, dataset_name=f"folder:{root}:val")
+    out = tmp_path / "out"
+    evaluate(Trainer, cfg, CountingModel(), predictions_dir=str(out))
+    written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    folder = folder_name(f"folder:{root}:val")
+    assert written == [f"{folder}/a/1.png", f"{folder}/b/1.png"]
+
+
+def test_misspelt_test_set_is_answered_with_the_nearest_names_before_anything_is_written(
+    dataset, tmp_path
+):
+    cfg = make_test_cfg(tmp_path, dataset_name="tiny_street")
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"'tiny_street' must be a registered .* tiny_streets"):
+        evaluate(Trainer, cfg, CountingModel(), predictions_dir=str(out))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_report_tells_how_the_evaluation_was_made(cfg, augmented):
+    cfg.defrost()
+    cfg.TEST.SEM_SEG.TTA.ENABLED = augmented
+    cfg.TEST.SEM_SEG.TTA.RATIOS = [0.5, 1.0]
+    settings = _describe_inference(cfg)
+    text = " ".join([*settings, *settings.values()])
+    assert ("test scale" in text) is not augmented
+    assert ("[0.5, 1.0] of the image's size, mirrored" in text) is augmented

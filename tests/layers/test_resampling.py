@@ -9,7 +9,10 @@ from offseg_d2.layers import Resampling, bilinear, identity, resample
 from tests.common import assert_close
 
 CPU = torch.device("cpu")
-SIZES = [(1, 1), (1, 5), (5, 1), (4, 16), (16, 4), (171, 683), (7, 7), (9, 10), (10, 9), (750, 3000)]
+SIZES = [
+    *((1, 1), (1, 5), (5, 1), (4, 16), (16, 4)),
+    *((171, 683), (7, 7), (9, 10), (10, 9), (750, 3000)),
+]
 
 
 def axis(before: int, after: int, dtype: torch.dtype = torch.float32) -> Resampling:

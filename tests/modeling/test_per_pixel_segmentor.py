@@ -268,3 +268,12 @@ def test_autocast_trains_with_finite_gradients_and_offsets_in_float32(monkeypatc
 
 def test_pixel_statistics_are_not_saved():
     assert not any("pixel_" in name for name in tiny_segmentor().state_dict())
+
+
+@pytest.mark.parametrize("model", ["segformer_b0", "segnext_t"])
+def test_image_smaller_than_the_coarsest_stride_is_padded_for_the_backbone(model):
+    network = build_offseg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 4, model=model)
+    with torch.no_grad():
+        result = network([{"image": torch.zeros(3, 20, 30)}])[0]["sem_seg"]
+    assert result.shape == (4, 20, 30)
+    assert bool(result.isfinite().all())

@@ -1,6 +1,5 @@
 """Streams of scores against whole score maps: the same values, in less memory."""
 
-import gc
 import weakref
 
 import pytest
@@ -126,7 +125,7 @@ class Shrinking:
 
     def logits(self, images: Tensor) -> Tensor:
         pooled = F.avg_pool2d(images, 2, ceil_mode=True)
-        pooled = torch.cat([pooled, pooled.flip(1)], 1)
+        pooled = torch.cat([pooled, 0.7 * pooled.flip(1)], 1)
         return pooled - pooled.mean((1, 2, 3), keepdim=True)
 
     def scores(self, images: Tensor) -> list[Scores]:
@@ -134,14 +133,15 @@ class Shrinking:
         size = (images.shape[-2], images.shape[-1])
         results = [MapScores(x, size) for x in self.logits(images)]
         self.alive += [weakref.ref(x) for x in results]
-        gc.collect()
         self.most_alive = max(self.most_alive, sum(x() is not None for x in self.alive))
         return results
 
 
-@pytest.mark.parametrize("window_batch", [1, 2, 3, 5, 100])
-@pytest.mark.parametrize("size", [(26, 38), (50, 20), (7, 9)])
-@pytest.mark.parametrize("stride", [(8, 10), (3, 12), (12, 12)])
+@pytest.mark.parametrize("window_batch", [1, 3, 5, 100])
+@pytest.mark.parametrize(
+    ("size", "stride"),
+    [((26, 38), (8, 10)), ((50, 20), (3, 12)), ((26, 38), (12, 12)), ((7, 9), (8, 8))],
+)
 def test_streamed_windows_are_the_average_of_all_windows(window_batch, size, stride, small_bands):
     images = torch.randn(3, 3, *size, dtype=torch.float64)
     settings = InferenceSettings("slide", (12, 12), stride, window_batch, size_divisibility=4)
@@ -152,9 +152,7 @@ def test_streamed_windows_are_the_average_of_all_windows(window_batch, size, str
         assert_close(collect(scores, size), logits, 1e-12)
     # Batches of windows are filled up with those of the next image.
     assert all(number == window_batch for number in network.batches[:-1])
-    for scores, logits in zip(
-        score_bands(network.scores, images, settings), expected, strict=True
-    ):
+    for scores, logits in zip(score_bands(network.scores, images, settings), expected, strict=True):
         labels = label_map(scores, (31, 45))
         assert torch.equal(labels, interpolate(logits, (31, 45)).argmax(0).byte())
 
@@ -172,9 +170,7 @@ def test_a_whole_image_that_is_padded_is_cut_again():
     network, images = Shrinking(), torch.randn(2, 3, 21, 30, dtype=torch.float64)
     settings = InferenceSettings("whole", size_divisibility=16)
     expected = predict(network.dense, images, settings)
-    for scores, logits in zip(
-        score_bands(network.scores, images, settings), expected, strict=True
-    ):
+    for scores, logits in zip(score_bands(network.scores, images, settings), expected, strict=True):
         assert_close(collect(scores, (40, 50)), interpolate(logits, (40, 50)), 1e-12)
 
 

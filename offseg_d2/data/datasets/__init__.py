@@ -14,7 +14,7 @@ from .folder import (
     register_sem_seg,
     register_split,
 )
-from .own_data import adapt_to_folders, ensure_registered, register_folder
+from .own_data import adapt_to_folders, ensure_registered, register_folder, require_registered
 from .pascal_context import (
     PASCAL_CONTEXT_59_CLASSES,
     PASCAL_CONTEXT_60_CLASSES,
@@ -50,6 +50,7 @@ __all__ = [
     "register_sem_seg",
     "register_shapes",
     "register_split",
+    "require_registered",
 ]
 
 register_ade20k()

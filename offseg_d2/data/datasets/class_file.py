@@ -9,7 +9,7 @@ second the value 1, and so on. The value 255 is ignored.
 - ``palette``: a colour [red, green, blue], 0..255, for each class;
 - ``ignore_label``: a value of the label files, or a list of values, to ignore besides 255;
 - ``reduce_zero_label``: true if the first class is stored as 1, the second as 2, and so on, and 0
-  is to be ignored;
+  is to be ignored; not together with ``label_map``;
 - ``label_map``: an object {value in the label files: train id or 255}, if the values are others
   than these rules give.
 
@@ -83,7 +83,8 @@ def class_table(content: Mapping[str, Any], where: str) -> ClassTable:
     """
     names = _names(content.get("classes"), where)
     colors = content.get("palette", content.get("colors")) or distinct_colors(len(names))
-    if len(colors) != len(names) or not all(_is_color(color) for color in colors):
+    is_list = isinstance(colors, list | tuple) and len(colors) == len(names)
+    if not is_list or not all(_is_color(color) for color in colors):
         raise ValueError(
             f"{where} must give each of its {len(names)} classes a colour [red, green, blue] in "
             f"0..255 in 'palette', but gives {colors!r}."
@@ -118,6 +119,11 @@ def _is_integer(value: Any) -> bool:
 
 
 def _label_map(content: Mapping[str, Any], num_classes: int, where: str) -> dict[int, int]:
+    if content.get("reduce_zero_label") and content.get("label_map") is not None:
+        raise ValueError(
+            f"{where} must have 'reduce_zero_label' or 'label_map', which says all by itself, but "
+            f"has both."
+        )
     shift = 1 if content.get("reduce_zero_label") else 0
     label_map = {train_id + shift: train_id for train_id in range(num_classes)}
     if content.get("label_map") is not None:

@@ -259,7 +259,8 @@ def _files_by_suffix(folder: str, suffixes: Sequence[str]) -> dict[str, dict[str
     """Suffix -> {NAME: file}; of several suffixes that fit, the longest counts."""
     longest_first = sorted(suffixes, key=len, reverse=True)
     found: dict[str, dict[str, str]] = {suffix: {} for suffix in suffixes}
-    for file in _walk(folder):
+    endings = tuple(suffix.lower() for suffix in suffixes)
+    for file in _walk(folder, endings):
         for suffix in longest_first:
             if file.lower().endswith(suffix.lower()):
                 found[suffix][file[: -len(suffix)]] = file
@@ -267,16 +268,20 @@ def _files_by_suffix(folder: str, suffixes: Sequence[str]) -> dict[str, dict[str
     return found
 
 
-def _walk(folder: str, below: str = "") -> list[str]:
-    """Files in ``folder`` and folders in it, relative to it; hidden ones are left out."""
+def _walk(folder: str, suffixes: tuple[str, ...], below: str = "") -> list[str]:
+    """Files in ``folder`` and folders in it, relative to it; hidden ones are left out.
+
+    What ends with one of the suffixes (lower case) is taken for a file.
+    """
     files = []
     for entry in PathManager.ls(os.path.join(folder, below)):
         path = os.path.join(below, entry)
         if entry.startswith("."):
             continue
         # To ask of each of 100 000 files whether it is a folder would take seconds.
-        if "." not in entry and PathManager.isdir(os.path.join(folder, path)):
-            files += _walk(folder, path)
+        is_wanted = entry.lower().endswith(suffixes)
+        if not is_wanted and PathManager.isdir(os.path.join(folder, path)):
+            files += _walk(folder, suffixes, path)
         else:
             files.append(path)
     return files

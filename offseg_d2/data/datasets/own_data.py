@@ -10,6 +10,7 @@
 code; :func:`register_folder` gives it a name of its own.
 """
 
+import difflib
 import logging
 import os
 from collections.abc import Iterable, Sequence
@@ -79,6 +80,28 @@ def ensure_registered(names: Iterable[str]) -> None:
                     f"there is no such folder; splits there: {', '.join(_splits(root)) or 'none'}."
                 )
             _register(name, root, split, _table(root, None))
+
+
+def require_registered(name: str, key: str = "") -> None:
+    """Check that a dataset of this name is registered; ``folder:`` names register themselves.
+
+    Args:
+        name: in the DatasetCatalog.
+        key: of the configuration that holds the name, for the message.
+
+    Raises:
+        ValueError: it is not; names the nearest ones.
+        FileNotFoundError: the folder that it names is not there.
+    """
+    ensure_registered([name])
+    known = DatasetCatalog.list()
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=3)
+    hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
+    if key:
+        raise ValueError(f"`{key}` must name registered datasets, but '{name}' is none.{hint}")
+    raise ValueError(f"'{name}' must be a registered dataset, but is none.{hint}")
 
 
 def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:

@@ -9,7 +9,6 @@ import collections
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
+from ..atomic_write import write_atomically
 from .pascal_context import CATEGORIES, LABEL_DIR, LIST_DIR, PASCAL_CONTEXT_60_CLASSES
 
 ANNOTATION_FILE = "trainval_merged.json"
@@ -58,7 +58,7 @@ def convert_annotations(annotation_file: str, voc_dir: str) -> Conversion:
         file_name = f"{_stem(image)}.png"
         if file_name not in present:
             labels = draw_labels(image["height"], image["width"], segments[image["image_id"]])
-            _write(os.path.join(label_dir, file_name), _encode(labels))
+            write_atomically(os.path.join(label_dir, file_name), _encode(labels))
             written += 1
     return Conversion(written, len(images) - written, _write_lists(images, voc_dir))
 
@@ -146,20 +146,6 @@ def _write_lists(images: Iterable[Mapping[str, Any]], voc_dir: str) -> list[str]
         path = os.path.join(voc_dir, LIST_DIR, f"{phase}.txt")
         if names[phase] and not PathManager.exists(path):
             PathManager.mkdirs(os.path.dirname(path))
-            _write(path, "".join(f"{name}\n" for name in sorted(names[phase])).encode())
+            write_atomically(path, "".join(f"{name}\n" for name in sorted(names[phase])).encode())
             written.append(path)
     return written
-
-
-def _write(path: str, content: bytes) -> None:
-    """Write a file that is complete or absent, whenever the process is killed."""
-    local = PathManager.get_local_path(os.path.dirname(path))
-    handle, temporary = tempfile.mkstemp(prefix=".unfinished-", dir=local)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)  # mkstemp's file is closed to others
-        os.replace(temporary, os.path.join(local, os.path.basename(path)))
-    except BaseException:
-        os.unlink(temporary)
-        raise

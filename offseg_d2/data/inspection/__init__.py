@@ -1,8 +1,9 @@
 """Datasets under inspection: which files are faulty, and how often the classes occur."""
 
+from ..datasets import require_registered
 from .check import ClassStatistics, DatasetReport, check_datasets
 from .faults import FAULTS, WARNINGS, Fault, title
-from .listing import list_records, require_registered
+from .listing import list_records
 from .output import file_stem, require_writable_folder, write_file
 from .report import class_table, format_json, format_report, plot_classes, report_to_dict
 from .workers import WorkerDeath, WorkersError, run_in_workers

@@ -1,7 +1,6 @@
 """Which files a registered dataset consists of, gaps included."""
 
 import collections
-import difflib
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,27 +9,11 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..datasets import ensure_registered
+from ..datasets import require_registered
 from .faults import Fault
 
 Record = dict[str, Any]
 _MAX_NAMES_SHOWN = 3
-
-
-def require_registered(name: str) -> None:
-    """Check that a dataset of this name is registered; ``folder:`` names register themselves.
-
-    Raises:
-        ValueError: it is not; names the nearest ones.
-        FileNotFoundError: the folder that it names is not there.
-    """
-    ensure_registered([name])
-    known = DatasetCatalog.list()
-    if name in known:
-        return
-    nearest = difflib.get_close_matches(name, known, n=3)
-    hint = f" Did you mean {', '.join(nearest)}?" if nearest else ""
-    raise ValueError(f"'{name}' must be a registered dataset, but is none.{hint}")
 
 
 def list_records(name: str) -> list[Record]:

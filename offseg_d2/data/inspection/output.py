@@ -5,6 +5,8 @@ import re
 
 from detectron2.utils.file_io import PathManager
 
+from ..atomic_write import write_atomically
+
 
 def require_writable_folder(path: str, option: str) -> None:
     """Make a folder if need be, and see whether files can be written there.
@@ -31,9 +33,8 @@ def require_writable_folder(path: str, option: str) -> None:
 
 
 def write_file(path: str, content: bytes) -> None:
-    """Write a file at once, through iopath's PathManager."""
-    with PathManager.open(path, "wb") as file:
-        file.write(content)
+    """Write a file that is complete or absent, whenever the process is killed."""
+    write_atomically(path, content)
 
 
 def file_stem(dataset_name: str) -> str:

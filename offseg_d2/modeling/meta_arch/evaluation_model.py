@@ -141,9 +141,7 @@ class AugmentedModel(_Wrapper):
         assert total is not None, "an image has at least one view"
         return total.div_(len(views) * (1 + self.settings.flip))
 
-    def _probabilities(
-        self, view: Tensor, size: tuple[int, int]
-    ) -> Iterator[tuple[int, Tensor]]:
+    def _probabilities(self, view: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Blocks (K, n, width) of the probabilities of a view and of its mirror image."""
         record = {"height": size[0], "width": size[1]}
         batch = [record | {"image": view}]

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from offseg_d2.modeling.criterion import SetCriterion
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
-from offseg_d2.modeling.meta_arch.inference import pad_to_multiple
 from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
 
@@ -75,7 +74,7 @@ class MaskSegmentor(PerPixelSegmentor):
 
     def forward_scores(self, images: Tensor) -> list[Scores]:
         """Normalised (B, 3, H, W) of any size -> scores of each image, computed when read."""
-        padded = pad_to_multiple(images, self.backbone.size_divisibility)
+        padded = self._padded(images)
         outputs = self.sem_seg_head(self.backbone(padded))
         logits = outputs["pred_logits"]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from offseg_d2.modeling.meta_arch.common import common_size, group_by_size, pad_to
 from offseg_d2.modeling.meta_arch.inference import (
     InferenceSettings,
-    pad_to_multiple,
     predict,
     resize_logits,
     score_bands,
@@ -136,9 +135,7 @@ class PerPixelSegmentor(nn.Module):
             results[i]["sem_seg"] = label_map(scores, _result_size(batched_inputs[i]))
         return results
 
-    def score_bands(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> Iterator[tuple[int, ScoreBands]]:
+    def score_bands(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[int, ScoreBands]]:
         """Scores of images as streams from top to bottom, at the size of the network's input.
 
         Yields:
@@ -179,11 +176,19 @@ class PerPixelSegmentor(nn.Module):
 
     def _forward_logits(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Logits at the head's stride, and the size that they are to be resized to."""
-        # At least 32 x 32 and a multiple of what the backbone needs; the surplus is cut off again.
-        padded = pad_to_multiple(images, self.backbone.size_divisibility)
+        padded = self._padded(images)
         logits = self.sem_seg_head(self.backbone(padded))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, (padded.shape[-2], padded.shape[-1])
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Zero-pad (right, bottom) to what the backbone needs; the result is cut off again.
+
+        That is a multiple of its ``size_divisibility``, and a pixel at the coarsest level.
+        """
+        least = max([shape.stride for shape in self.backbone.output_shape().values()])
+        height, width = common_size([images], (least, least), self.backbone.size_divisibility)
+        return images if images.shape[-2:] == (height, width) else pad_to(images, height, width)
 
     def _train_step(
         self, images: list[Tensor], batched_inputs: list[dict[str, Any]]

@@ -5,6 +5,7 @@ from itertools import islice
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
 from offseg_d2.config import load_config
 from offseg_d2.data import (
@@ -135,6 +136,25 @@ def test_files_in_inner_folders_and_hidden_ones(root):
     assert records[0]["sem_seg_file_name"].endswith("annotations/val/monday/val_0.png")
 
 
+def test_inner_folders_may_have_a_dot_in_their_name(root):
+    for kind, suffix in (("images", ".JPEG"), ("annotations", ".png")):
+        inner = root / kind / "train" / "2024.05.01"
+        inner.mkdir()
+        (root / kind / "train" / f"train_2{suffix}").rename(inner / f"train_2{suffix}")
+    ensure_registered([f"folder:{root}:train"])
+    records = DatasetCatalog.get(f"folder:{root}:train")
+    assert [r["image_id"] for r in records] == ["train_2", "train_0", "train_1"]
+    assert records[0]["file_name"].endswith("images/train/2024.05.01/train_2.JPEG")
+
+
+def test_files_of_the_wanted_kind_are_not_asked_whether_they_are_folders(root, monkeypatch):
+    ensure_registered([f"folder:{root}:train"])
+    asked = []
+    monkeypatch.setattr(PathManager, "isdir", lambda path: asked.append(path) or False)
+    assert len(DatasetCatalog.get(f"folder:{root}:train")) == 3
+    assert not asked
+
+
 # -------------------------------------------------------------------------------------- errors
 
 
@@ -259,6 +279,13 @@ def test_json_wins_over_text(root):
         (["a", "b", "a"], r"must name each class once, but names \['a'\] again"),
         ({"classes": ["a"], "palette": [[1, 2]]}, r"in 'palette', but gives \[\[1, 2\]\]"),
         ({"classes": ["a"], "palette": [[1, 2, 256]]}, "in 'palette', but gives"),
+        ({"classes": ["a"], "palette": 5}, "in 'palette', but gives 5"),
+        ({"classes": ["a"], "palette": {"a": [1, 2, 3]}}, "in 'palette', but gives {'a'"),
+        ({"classes": ["a"], "palette": "r"}, "in 'palette', but gives 'r'"),
+        (
+            {"classes": ["a"], "label_map": {"0": 0}, "reduce_zero_label": True},
+            "must have 'reduce_zero_label' or 'label_map', .* but has both",
+        ),
         ({"classes": ["a"], "ignore_label": "void"}, "'ignore_label' as values in 0..255, but"),
         ({"classes": ["a", "b"], "ignore_label": 1}, "'ignore_label' is 1 and 1 is class 1"),
         ({"classes": ["a"], "label_map": {"0": 1}}, "below 1 or 255 in 'label_map', but maps '0'"),
