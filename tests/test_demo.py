@@ -100,7 +100,8 @@ def test_side_by_side_shows_the_image_the_overlay_and_a_legend(demo, images, tmp
     for opacity in ("0", "1"):
         out = tmp_path / opacity
         arguments = ("--input", images / "one.png", "--output", out, "--opacity", opacity)
-        assert demo(*arguments, "--side-by-side")[0] == 0
+        status, told, _ = demo(*arguments, "--side-by-side")
+        assert status == 0 and f"1 picture lies in {out}" in told
         picture_of[opacity] = cv2.imread(str(out / "one.png"))
     image, picture = cv2.imread(str(images / "one.png")), picture_of["1"]
     assert picture.shape[0] > 64

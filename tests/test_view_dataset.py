@@ -101,6 +101,16 @@ def test_choice_at_random_depends_on_the_seed_alone(tool, camvid):
     assert len(choose_records(records, number=99)) == 30
 
 
+@pytest.mark.parametrize(("number", "told"), [(1, "1 picture lies"), (2, "2 pictures lie")])
+def test_number_of_pictures_is_told(camvid, tmp_path, monkeypatch, capsys, number, told):
+    out = tmp_path / "out"
+    argv = ["view_dataset.py", "camvid_train", "--output", str(out), "--number", str(number)]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "tools/view_dataset.py"), run_name="__main__")
+    assert f"{told} in {out}" in capsys.readouterr().out.splitlines()
+
+
 @pytest.mark.parametrize("name", ["city/7", "7_rgb.png", "7_rgb"])
 def test_images_are_chosen_by_id_or_file_name(name):
     records = [

@@ -6,6 +6,7 @@ map                         names as in
 EFFICIENTFORMER_V2          the authors' ``eformer_*_450.pth``: OffSeg's, without ``backbone.``
 TIMM_EFFICIENTFORMER_V2     timm's ``efficientformerv2_*``
 MIT, MSCAN                  OpenMMLab's files: SegFormer's, SegNeXt's, without ``backbone.``
+NESTED_MSCAN                MSCAN's, but for ``mlp.dwconv.dwconv`` in place of ``mlp.dwconv``
 NVIDIA_MIT                  the original ``mit_b*.pth``
 HF_MIT, HF_SEGFORMER        transformers' ``Segformer...`` classes, as they are saved
 TORCHVISION_MOBILENET_V2    torchvision's ``mobilenet_v2``
@@ -108,6 +109,11 @@ def with_attention_biases(key_map: KeyMap) -> KeyMap:
 
 MIT = KeyMap("ImageNet weights of MiT", _without_prefix(mit_rules()), (_CLASSIFIER_DROP,))
 MSCAN = KeyMap("ImageNet weights of MSCAN", _without_prefix(mscan_rules()), (_CLASSIFIER_DROP,))
+NESTED_MSCAN = KeyMap(
+    "ImageNet weights of MSCAN with nested convolutions",
+    _without_prefix(mscan_rules(nested=True)),
+    (_CLASSIFIER_DROP,),
+)
 
 
 def _packings(prefix: str, packed: str, parts: dict[str, int]) -> list[Packing]:

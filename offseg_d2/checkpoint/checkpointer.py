@@ -233,7 +233,8 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         data = load_checkpoint_file(filename)
-        if filename.endswith(".pkl") and "__author__" not in data:
+        wrapped = any(isinstance(data.get(key), Mapping) for key in ("model", "state_dict"))
+        if filename.endswith(".pkl") and "__author__" not in data and not wrapped:
             # Detectron 1 and Caffe2: Detectron2 matches such names by its own heuristics.
             blobs = data.get("blobs", data)
             model = {key: blob for key, blob in blobs.items() if not key.endswith("_momentum")}

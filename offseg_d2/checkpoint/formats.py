@@ -53,6 +53,7 @@ _SWIN_INDICES = r"backbone\.layers\..*\.relative_position_index"
 _FUSION = "decode_head.freqfusions.0.content_encoder.weight"
 _FUSE = "decode_head.fusion_conv.conv.weight"
 _HAM = "decode_head.hamburger.ham_in.conv.weight"
+_MSCAN = ("patch_embed1.proj.0.weight", "block1.0.attn.spatial_gating_unit.conv0.weight")
 _SWIN_TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 _HF_QUERY = "encoder.block.0.0.attention.self.query.weight"
 
@@ -101,7 +102,12 @@ FORMATS: tuple[Format, ...] = (
     _backbone(
         backbones.MSCAN,
         "MSCAN",
-        *("patch_embed1.proj.0.weight", "block1.0.attn.spatial_gating_unit.conv0.weight"),
+        *(*_MSCAN, "block1.0.mlp.dwconv.weight"),
+    ),
+    _backbone(
+        backbones.NESTED_MSCAN,
+        "MSCAN",
+        *(*_MSCAN, "block1.0.mlp.dwconv.dwconv.weight"),
     ),
     _backbone(
         backbones.EFFICIENTFORMER_V2,

@@ -134,7 +134,13 @@ _GATE_NAMES = {
 }
 
 
-def mscan_rules() -> list[Rule]:
+def mscan_rules(*, nested: bool = False) -> list[Rule]:
+    """MSCAN.
+
+    Args:
+        nested: whether the depth-wise convolution of the MLP is a module of its own there,
+            ``mlp.dwconv.dwconv``.
+    """
     rules = [
         *conv_bn("backbone.patch_embed1.proj", "backbone.stem.0"),
         *conv_bn("backbone.patch_embed1.proj", "backbone.stem.2", conv=3),
@@ -153,6 +159,8 @@ def mscan_rules() -> list[Rule]:
             Rule(f"{theirs}.norm{{n}}.{{rest}}", f"{ours}.norm{{n}}.{{rest}}"),
             Rule(f"{theirs}.layer_scale_{{n}}", f"{ours}.layer_scale_{{n}}"),
             Rule(f"{theirs}.attn.proj_{{n}}.{{rest}}", f"{ours}.attn.proj_{{n}}.{{rest}}"),
+            # Before the rule of the whole MLP, which would also match it.
+            *[Rule(f"{theirs}.mlp.dwconv.dwconv.{{rest}}", f"{ours}.mlp.dwconv.{{rest}}")] * nested,
             Rule(f"{theirs}.mlp.{{rest}}", f"{ours}.mlp.{{rest}}"),
             *(
                 Rule(f"{gate}.{name}.{{rest}}", f"{our_gate}.{our_name}.{{rest}}")

@@ -31,6 +31,13 @@ logger = logging.getLogger(__name__)
 # Entries of a foreign file that are of use; logs, optimizer and schedules of others are not.
 _FOREIGN_ENTRIES = ("state_dict", "model", "meta")
 
+# What a tensor asks for that was pickled as any other object, not by torch.save.
+_PICKLED_TENSORS = {
+    "torch._utils._rebuild_parameter",
+    "torch._utils._rebuild_tensor_v2",
+    "torch.storage._load_from_bytes",
+}
+
 # What readers raise on damaged bytes, besides pickle.UnpicklingError.
 _DAMAGE_ERRORS = (
     AssertionError,
@@ -174,6 +181,12 @@ def _refused_names(local_path: str, error: Exception) -> list[str]:
 
 
 def _unsafe(path: str, names: list[str]) -> UnsafeCheckpointError:
+    if _PICKLED_TENSORS.issuperset(names):
+        return UnsafeCheckpointError(
+            f"Checkpoint file `{path}` is refused: it holds tensors that were pickled without "
+            "torch.save; use the original .pth, or write the file anew with torch.save; nothing of "
+            "it was executed."
+        )
     return UnsafeCheckpointError(
         f"Checkpoint file `{path}` is refused: it asks for {', '.join(names)}, which no "
         "checkpoint needs; nothing of it was executed."

@@ -22,6 +22,7 @@ from detectron2.data.transforms import (
 )
 
 from .label_map import IGNORE_LABEL
+from .photometric import PhotometricDistortion
 
 _CROP_ATTEMPTS = 10
 
@@ -163,82 +164,6 @@ class CategoryLimitedCrop(Augmentation):
         return np.count_nonzero(counts) >= 2 and counts.max() / counts.sum() < self.max_area
 
 
-class PhotometricTransform(Transform):
-    """Brightness, contrast, saturation and hue of a uint8 BGR image; geometry is untouched.
-
-    Each step is computed in float32, clipped to 0..255 and truncated; as it acts on single values,
-    it is a table of 256 entries, and steps in a row are one look-up.
-
-    Args:
-        brightness: added to each value, or None.
-        contrast: factor on each value, or None.
-        saturation: factor on OpenCV's S, or None.
-        hue: added to OpenCV's H (0..179, cyclic), or None.
-        contrast_first: contrast before saturation and hue, or after them.
-    """
-
-    def __init__(
-        self,
-        brightness: float | None,
-        contrast: float | None,
-        saturation: float | None,
-        hue: int | None,
-        contrast_first: bool,
-    ) -> None:
-        super().__init__()
-        self._set_attributes(locals())
-
-    def apply_image(self, img: np.ndarray) -> np.ndarray:
-        if img.dtype != np.uint8:
-            raise TypeError(f"Photometric distortion needs a uint8 image, but got {img.dtype}.")
-        table = np.arange(256, dtype=np.uint8)
-        if self.brightness is not None:
-            table = _truncate(table.astype(np.float32) + np.float32(self.brightness))
-        if self.contrast_first and self.contrast is not None:
-            table = _truncate(table.astype(np.float32) * np.float32(self.contrast))
-        img = cv2.LUT(np.ascontiguousarray(img), table)
-        values = np.arange(256, dtype=np.float32)
-        if self.saturation is not None:
-            img = _map_hsv_channel(img, 1, _truncate(values * np.float32(self.saturation)))
-        # To HSV and back once more on purpose: both round to integers.
-        if self.hue is not None:
-            img = _map_hsv_channel(img, 0, _truncate((values + self.hue) % 180))
-        if not self.contrast_first and self.contrast is not None:
-            img = cv2.LUT(img, _truncate(values * np.float32(self.contrast)))
-        return img
-
-    def apply_coords(self, coords: np.ndarray) -> np.ndarray:
-        return coords
-
-    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        return segmentation
-
-    def inverse(self) -> Transform:
-        return NoOpTransform()
-
-
-class PhotometricDistortion(Augmentation):
-    """Random :class:`PhotometricTransform`, each step with probability one half.
-
-    Brightness + U(-32, 32); contrast x U(0.5, 1.5), before or after the other two by a coin;
-    saturation x U(0.5, 1.5); hue + an integer in [-18, 17] of 180.
-    """
-
-    def __repr__(self) -> str:
-        return "PhotometricDistortion()"  # Detectron2's own needs an __init__
-
-    def get_transform(self, image: np.ndarray) -> Transform:
-        uniform = np.random.uniform
-        brightness = uniform(-32, 32) if _coin() else None
-        contrast_first = _coin()
-        contrast = uniform(0.5, 1.5) if contrast_first and _coin() else None
-        saturation = uniform(0.5, 1.5) if _coin() else None
-        hue = int(np.random.randint(-18, 18)) if _coin() else None
-        if not contrast_first and _coin():
-            contrast = uniform(0.5, 1.5)
-        return PhotometricTransform(brightness, contrast, saturation, hue, contrast_first)
-
-
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
     """Build resize, crop, flip and photometric distortion from ``cfg.INPUT``; at test resize only.
 
@@ -286,18 +211,3 @@ def _pair(value: list[int], key: str) -> tuple[int, int]:
     if len(value) != 2 or not all(isinstance(v, int) and v > 0 for v in value):
         raise ValueError(f"`{key}` must be two positive integers, but is {list(value)}.")
     return tuple(value)
-
-
-def _coin() -> bool:
-    return bool(np.random.randint(2))
-
-
-def _truncate(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def _map_hsv_channel(image: np.ndarray, channel: int, table: np.ndarray) -> np.ndarray:
-    hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV)
-    tables = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)  # (1, 256, 3)
-    tables[0, :, channel] = table
-    return cv2.cvtColor(cv2.LUT(hsv, tables), cv2.COLOR_HSV2BGR)

@@ -18,8 +18,13 @@ from torch import nn
 
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
-from offseg_d2.data import IGNORE_LABEL, build_lut, label_map_of, read_label_map
-from offseg_d2.data.inspection import require_registered
+from offseg_d2.data import (
+    IGNORE_LABEL,
+    build_lut,
+    label_map_of,
+    read_label_map,
+    require_registered,
+)
 from offseg_d2.evaluation import (
     EvaluationObserver,
     EvaluationReport,
@@ -155,7 +160,7 @@ def evaluate(
     if not cfg.DATASETS.TEST:
         raise ConfigError("`DATASETS.TEST` must name a data set to evaluate on, but is empty.")
     for name in cfg.DATASETS.TEST:
-        require_registered(name)
+        require_registered(name, "DATASETS.TEST")
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         own_cfg = cfg.clone()

@@ -133,9 +133,7 @@ def _resized_labels(part: Tensor, rows: Resampling, columns: Resampling) -> Tens
     return result
 
 
-def _fill_open_pixels(
-    labels: Tensor, part: Tensor, rows: Resampling, columns: Resampling
-) -> None:
+def _fill_open_pixels(labels: Tensor, part: Tensor, rows: Resampling, columns: Resampling) -> None:
     """Label the pixels of (H, W) that are below 0, by interpolating the map (h, w, K) there."""
     _, width, num_classes = part.shape
     vectors = part.flatten(1)  # (h, w K)

@@ -29,7 +29,8 @@ class SetCriterion(nn.Module):
 
     Args:
         num_classes: K.
-        class_weight: weight of the classification loss, and of the class in the matching.
+        class_weight: weight of the classification loss, and of the class in the matching; this one
+            and the next two are at least 0.
         mask_weight: weight of the masks' cross-entropy, and of it in the matching.
         dice_weight: weight of the dice loss, and of it in the matching.
         no_object_weight: weight of unmatched queries in the classification loss, above 0.
@@ -56,6 +57,7 @@ class SetCriterion(nn.Module):
     ) -> None:
         super().__init__()
         _check(num_points, oversample_ratio, importance_sample_ratio, no_object_weight)
+        _check_weights(CLASS_WEIGHT=class_weight, MASK_WEIGHT=mask_weight, DICE_WEIGHT=dice_weight)
         self.num_classes = num_classes
         self.weights = {"ce": class_weight, "mask": mask_weight, "dice": dice_weight}
         self.num_points = num_points
@@ -224,3 +226,9 @@ def _check(
         raise ValueError(
             f"`{prefix}NO_OBJECT_WEIGHT` must be above 0, but is {no_object_weight!r}."
         )
+
+
+def _check_weights(**weights: float) -> None:
+    for key, weight in weights.items():
+        if not weight >= 0:  # nor "not a number"
+            raise ValueError(f"`MODEL.MASK_FORMER.{key}` must be at least 0, but is {weight!r}.")

@@ -9,6 +9,7 @@ from .param_groups import (
     ParamGroupRule,
     assign_rules,
     build_param_groups,
+    norm_parameter_names,
     rules_for_backbone,
     rules_of,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "build_optimizer",
     "build_param_groups",
     "linear_warmup_factor",
+    "norm_parameter_names",
     "poly_factor",
     "rules_for_backbone",
     "rules_of",

@@ -5,6 +5,7 @@ Detectron2's own keys for norms and biases (``SOLVER.WEIGHT_DECAY_NORM``, ``WEIG
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -20,6 +21,8 @@ GradientClipper = Callable[[Iterable[Tensor]], Tensor | None]
 
 # Device types on which torch has a fused AdamW: one pass over all tensors instead of one each.
 _FUSED_DEVICES = ("cpu", "cuda")
+# The parameters by which a mask-query model is told.
+_QUERIES = "sem_seg_head.predictor.query_feat"
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -27,7 +30,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     Raises:
         ValueError: if the optimizer or the table of groups is unknown, a number is out of range or
-            a rule fits nothing.
+            the table does not fit the model.
     """
     solver = cfg.SOLVER
     if solver.OPTIMIZER not in _OPTIMIZERS:
@@ -36,15 +39,33 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         )
     if solver.BASE_LR < 0:
         raise ValueError(f"`SOLVER.BASE_LR` must be at least 0, but is {solver.BASE_LR!r}.")
-    factors = {key: value for key, value in solver.items() if key.endswith("_LR_FACTOR")}
-    groups = build_param_groups(
-        model,
-        rules_of(solver.PARAM_GROUPS, cfg.MODEL.BACKBONE.NAME),
-        base_lr=solver.BASE_LR,
-        weight_decay=solver.WEIGHT_DECAY,
-        lr_factors=factors,
-    )
-    return _OPTIMIZERS[solver.OPTIMIZER](cfg, groups)
+    return _OPTIMIZERS[solver.OPTIMIZER](cfg, _build_groups(cfg, model))
+
+
+def _build_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
+    solver = cfg.SOLVER
+    table = solver.PARAM_GROUPS
+    rules = rules_of(table, cfg.MODEL.BACKBONE.NAME)
+    has_queries = any(name.startswith(_QUERIES) for name, _ in model.named_parameters())
+    # Its rules would fit, but speed the head up instead of slowing the backbone down.
+    if table == "per_pixel" and has_queries:
+        raise ValueError(
+            "`SOLVER.PARAM_GROUPS` must be 'mask_query' for a mask-query model, one with "
+            f"`{_QUERIES}`, but is {table!r}."
+        )
+    try:
+        return build_param_groups(
+            model,
+            rules,
+            base_lr=solver.BASE_LR,
+            weight_decay=solver.WEIGHT_DECAY,
+            lr_factors={key: value for key, value in solver.items() if key.endswith("_LR_FACTOR")},
+        )
+    except ValueError as error:
+        raise ValueError(
+            f"`SOLVER.PARAM_GROUPS` must fit the model of `MODEL.META_ARCHITECTURE` "
+            f"{cfg.MODEL.META_ARCHITECTURE!r}, but is {table!r}: {error}"
+        ) from error
 
 
 def _build_adamw(cfg: CfgNode, groups: list[dict]) -> torch.optim.AdamW:

@@ -10,21 +10,24 @@ of EfficientFormerV2; the backbone's layers *named* norm have no weight decay, w
 with other names (``bn``, members of a sequence) do.
 
 The table "mask_query" is Mask2Former's (arXiv:2112.01527, section 4.1): the backbone learns slower
-than the head; norms, position tables and the queries' embeddings have no weight decay, but the
-level embedding of the pixel decoder has, as in the authors' training run.
+than the head; norms (those of the backbone by the type of their module), position tables and the
+queries' embeddings have no weight decay, but the level embedding of the pixel decoder has, as in
+the authors' training run.
 """
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 logger = logging.getLogger(__name__)
 
 BASE_GROUP = "base"
+NORM_TYPES = (nn.LayerNorm, nn.GroupNorm, _NormBase)  # the last: all batch and instance norms
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class ParamGroupRule:
             ``cfg.SOLVER`` that holds it.
         weight_decay: weight decay of the group; None means the base one.
         optional: whether the rule may match nothing.
+        norms: whether the rule also fits the parameters of norm modules below ``backbone.``,
+            whatever their names.
     """
 
     name: str
@@ -45,6 +50,7 @@ class ParamGroupRule:
     lr_factor: float | str = 1.0
     weight_decay: float | None = None
     optional: bool = False
+    norms: bool = False
 
 
 HEAD_RULE = ParamGroupRule("head", r"sem_seg_head\..+", lr_factor="HEAD_LR_FACTOR")
@@ -69,7 +75,8 @@ PARAM_GROUP_RULES: dict[str, tuple[ParamGroupRule, ...]] = {
     "EfficientFormerV2": (HEAD_RULE, TALKING_HEAD_RULE, BACKBONE_NORM_RULE),
 }
 
-# The last names of modules that normalise, in the backbones here and in timm's and Detectron2's.
+# The last names of modules that normalise but are none of NORM_TYPES, as networks of others define
+# them; and of those that are, where only names are known.
 _NORM_NAMES = r"(norm\d*|mid_norm|bn\d*|out_ln|layer_norm\d*)"
 _SLOW = "BACKBONE_LR_FACTOR"
 MASK_QUERY_RULES: tuple[ParamGroupRule, ...] = (
@@ -79,6 +86,7 @@ MASK_QUERY_RULES: tuple[ParamGroupRule, ...] = (
         lr_factor=_SLOW,
         weight_decay=0.0,
         optional=True,  # frozen ones have no parameters
+        norms=True,
     ),
     ParamGroupRule(
         "backbone_positions",
@@ -122,19 +130,29 @@ def rules_for_backbone(backbone_name: str) -> tuple[ParamGroupRule, ...]:
 
 
 def assign_rules(
-    names: Iterable[str], rules: Sequence[ParamGroupRule]
+    names: Iterable[str],
+    rules: Sequence[ParamGroupRule],
+    *,
+    norm_names: Collection[str] = frozenset(),
 ) -> dict[str, ParamGroupRule | None]:
     """The rule that decides for each parameter name; None where the base values hold.
+
+    Args:
+        names: dotted parameter names.
+        rules: ordered table, first match wins.
+        norm_names: those that are of norm modules, see :func:`norm_parameter_names`; without them
+            all rules go by the names alone.
 
     Raises:
         ValueError: if a rule that is not optional matches none of the names, or decides for none
             because rules above it take all it matches.
     """
-    patterns = [(rule, re.compile(rule.pattern)) for rule in rules]
-    assigned = {
-        name: next((rule for rule, pattern in patterns if pattern.fullmatch(name)), None)
-        for name in names
-    }
+    backbone_norms = {name for name in norm_names if name.startswith("backbone.")}
+
+    def fits(rule: ParamGroupRule, name: str) -> bool:
+        return (rule.norms and name in backbone_norms) or bool(re.fullmatch(rule.pattern, name))
+
+    assigned = {name: next((rule for rule in rules if fits(rule, name)), None) for name in names}
     used = {rule.name for rule in assigned.values() if rule is not None}
     for rule in rules:
         if rule.name not in used and not rule.optional:
@@ -143,6 +161,16 @@ def assign_rules(
                 f"but its pattern {rule.pattern!r} decides for none."
             )
     return assigned
+
+
+def norm_parameter_names(model: nn.Module) -> frozenset[str]:
+    """Dotted names of the parameters of all modules of :data:`NORM_TYPES`."""
+    return frozenset(
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, NORM_TYPES)
+        for name, _ in module.named_parameters(recurse=False)
+    )
 
 
 def build_param_groups(
@@ -167,7 +195,7 @@ def build_param_groups(
         then in the order of the table; groups without trainable parameters are left out.
     """
     parameters = dict(model.named_parameters())
-    assigned = assign_rules(parameters, rules)
+    assigned = assign_rules(parameters, rules, norm_names=norm_parameter_names(model))
     groups: dict[str, dict[str, Any]] = {
         BASE_GROUP: {"params": [], "lr": base_lr, "weight_decay": weight_decay}
     }

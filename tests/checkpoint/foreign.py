@@ -136,6 +136,11 @@ def mscan_openmmlab() -> dict[str, Tensor]:
     return state | {"head.weight": torch.randn(1000, 256), "head.bias": torch.randn(1000)}
 
 
+def mscan_nested() -> dict[str, Tensor]:
+    """:func:`mscan_openmmlab` with the depth-wise convolutions as modules of their own."""
+    return {k.replace(".dwconv.", ".dwconv.dwconv."): v for k, v in mscan_openmmlab().items()}
+
+
 _NVIDIA_NAMES = [
     (r"layers\.(\d)\.0\.projection\.(.*)", "patch_embed{s}.proj.{0}"),
     (r"layers\.(\d)\.0\.norm\.(.*)", "patch_embed{s}.norm.{0}"),

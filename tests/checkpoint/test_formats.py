@@ -50,6 +50,7 @@ BACKBONES = {
         ("segformer_b0",),
     ),
     "MSCAN": (foreign.mscan_openmmlab, tables.MSCAN, ("segnext_t",)),
+    "MSCAN nested": (foreign.mscan_nested, tables.NESTED_MSCAN, ("segnext_t",)),
     "MobileNetV2": (
         foreign.mobilenet_v2_imagenet,
         tables.TORCHVISION_MOBILENET_V2,
@@ -145,6 +146,15 @@ def test_original_mit_equals_the_converted_one():
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+def test_both_layouts_of_mscan_are_the_same_weights():
+    first = convert(foreign.mscan_openmmlab()).state_dict
+    second = convert(foreign.mscan_nested()).state_dict
+    assert "backbone.stages.3.blocks.1.mlp.dwconv.weight" in first
+    assert first.keys() == second.keys()
+    values = [{k: v for k, v in s.items() if ".mlp.dwconv." in k} for s in (first, second)]
+    assert all(torch.equal(values[0][key], values[1][key]) for key in values[0])
+
+
 def test_entries_are_dropped_by_name_and_for_a_reason():
     conversion = convert(foreign.efficientformer_v2_imagenet(), foreign.meta_state("offseg_t"))
     reasons = {key.split(".")[-1] for key in conversion.dropped if "attn" in key or "mixer" in key}
@@ -200,7 +210,7 @@ def test_unknown_names_are_no_format():
 @pytest.mark.parametrize("name", sorted(BACKBONES))
 def test_backbone_of_another_family_is_refused(name):
     make, key_map, _ = BACKBONES[name]
-    model = "segnext_t" if name != "MSCAN" else "segformer_b0"
+    model = "segformer_b0" if name.startswith("MSCAN") else "segnext_t"
     with pytest.raises(
         ValueError, match=r"which fits a model with `MODEL.BACKBONE.NAME` "
     ) as error:

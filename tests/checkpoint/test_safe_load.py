@@ -177,6 +177,16 @@ def test_malicious_file_is_refused_by_name_and_executes_nothing(tmp_path, kind, 
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("name", ["a.pkl", "a.pth"])
+def test_pickled_torch_tensors_are_refused_with_the_remedy(tmp_path, name):
+    for value in (torch.zeros(2), torch.nn.Parameter(torch.zeros(2))):
+        path = write_pickle(tmp_path / name, {"model": {"w": value}})
+        with pytest.raises(
+            UnsafeCheckpointError, match=r"pickled without torch\.save; use the orig"
+        ):
+            load_checkpoint_file(path)
+
+
 def test_what_getattr_returns_cannot_be_called(tmp_path, history_buffer):
     # opcode by opcode, because pickle refuses to write a call of something that is no function
     code = b"\x80\x02}X\x05\x00\x00\x00modelcbuiltins\ngetattr\n"

@@ -1,5 +1,7 @@
 """Loading `MODEL.WEIGHTS`: files that fit the model and files that do not."""
 
+import pickle
+
 import pytest
 import torch
 from torch import nn
@@ -24,6 +26,16 @@ def test_weights_of_every_usual_form_are_loaded(tmp_path, form):
     }[form]
     run = Run(tmp_path, seed=5)
     run.checkpointer.load(write(tmp_path / "weights.pth", data))
+    assert_same(run.state(), dict(source))
+
+
+@pytest.mark.parametrize("key", ["model", "state_dict"])
+def test_wrapped_pickle_without_an_author_is_loaded(tmp_path, key):
+    source = make_model().state_dict()
+    arrays = {name: value.numpy() for name, value in source.items()}
+    (tmp_path / "weights.pkl").write_bytes(pickle.dumps({key: arrays, "epoch": 3}))
+    run = Run(tmp_path, seed=5)
+    run.checkpointer.load(str(tmp_path / "weights.pkl"))
     assert_same(run.state(), dict(source))
 
 

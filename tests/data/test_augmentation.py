@@ -10,11 +10,11 @@ from offseg_d2.data.augmentation import (
     CategoryLimitedCrop,
     CvResizeTransform,
     KeepRatioResize,
-    PhotometricDistortion,
     ShortestEdgeResize,
     keep_ratio_size,
     shortest_edge_size,
 )
+from offseg_d2.data.photometric import PhotometricDistortion
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 import offseg_d2
+from offseg_d2.cli import USER_ERRORS
 from offseg_d2.data import DataFileError, build_test_loader, build_train_loader
 from tests.data.common import camvid_cfg, write_camvid
 
@@ -122,7 +123,8 @@ def test_label_map_and_augmentations_are_logged(caplog):
         build_train_loader(camvid_cfg())
     assert "11 classes; raw ids 0-10 -> 0-10, 11 -> ignored" in caplog.text
     assert "Training on 5 images of camvid_train, 4 a batch" in caplog.text
-    assert "CategoryLimitedCrop" in caplog.text
+    assert "CategoryLimitedCrop" in caplog.text and "PhotometricDistortion()]" in caplog.text
+    assert " object at 0x" not in caplog.text
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -175,6 +177,33 @@ def test_config_that_contradicts_the_dataset_is_refused(key, value, match):
     cfg.merge_from_list([key, value])
     with pytest.raises(ValueError, match=f"`{key}` {match}"):
         build_train_loader(cfg)
+
+
+def test_misspelt_dataset_is_answered_with_the_nearest_names():
+    cfg = camvid_cfg()
+    cfg.DATASETS.TRAIN = ("camvid_train", "camvid_trian")
+    message = r"`DATASETS\.TRAIN` must name .*, but 'camvid_trian' is none\. .* camvid_train"
+    with pytest.raises(USER_ERRORS, match=message):
+        build_train_loader(cfg)
+    message = r"`DATASETS\.TEST` must name .*, but 'camvid_tset' is none\. .* camvid_test"
+    with pytest.raises(USER_ERRORS, match=message) as caught:
+        build_test_loader(cfg, "camvid_tset")
+    assert "\n" not in str(caught.value)
+
+
+def test_dataset_that_the_user_has_registered_is_loaded():
+    cfg = camvid_cfg()
+    name = "street_scenes"
+    known = MetadataCatalog.get("camvid_val")
+    DatasetCatalog.register(name, lambda: DatasetCatalog.get("camvid_val"))
+    MetadataCatalog.get(name).set(stuff_classes=known.stuff_classes, label_map=known.label_map)
+    cfg.DATASETS.TRAIN = (name,)
+    try:
+        assert len(next(iter(build_train_loader(cfg)))) == 4
+        assert len(build_test_loader(cfg, name)) == 2
+    finally:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
 
 
 def test_empty_dataset_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import runpy
 import sys
@@ -12,7 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.data.inspection import check_datasets, format_report, plot_classes
+from offseg_d2.data.inspection import check_datasets, format_report, plot_classes, write_file
 from offseg_d2.data.inspection.check import ClassStatistics, DatasetReport
 from tests.common import ROOT
 from tests.data.checked import CLASSES, NAMES, PLANTS, plant, write_folder
@@ -150,6 +151,24 @@ def test_plot_shows_a_bar_in_the_colour_of_each_class_that_occurs(num_classes):
 
 def test_plot_can_be_drawn_of_nothing():
     assert plot_classes(made_up_report(4, np.zeros(4, dtype=np.int64)))[:4] == b"\x89PNG"
+
+
+def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "report.json"
+    write_file(str(path), b"old")
+    assert path.read_bytes() == b"old" and path.stat().st_mode & 0o777 == 0o644
+
+    def die(source, target):
+        assert path.read_bytes() == b"old"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", die)
+        write_file(str(path), b"new, and longer")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    monkeypatch.chdir(tmp_path)
+    write_file("report.json", b"new")  # in the current folder
+    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
 def test_several_datasets_have_a_report_and_a_plot_each(tool, tmp_path, monkeypatch):

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from offseg_d2.data.augmentation import PhotometricDistortion, PhotometricTransform
+from offseg_d2.data.photometric import PhotometricDistortion, PhotometricTransform
 
 
 def test_photometric_distortion_equals_the_literal_rule_with_the_same_draws():

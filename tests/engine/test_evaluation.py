@@ -233,7 +233,7 @@ def test_misspelt_test_set_is_answered_with_the_nearest_names_before_anything_is
 ):
     cfg = make_test_cfg(tmp_path, dataset_name="tiny_street")
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match=r"'tiny_street' must be a registered .* tiny_streets"):
+    with pytest.raises(ValueError, match=r"`DATASETS.TEST` must .* 'tiny_street' .* tiny_streets"):
         evaluate(Trainer, cfg, CountingModel(), predictions_dir=str(out))
     assert not out.exists()
 

@@ -208,6 +208,10 @@ def test_criterion_takes_its_numbers_from_the_configuration():
         ("OVERSAMPLE_RATIO", 0.5),
         ("IMPORTANCE_SAMPLE_RATIO", 1.5),
         ("NO_OBJECT_WEIGHT", 0.0),
+        ("CLASS_WEIGHT", -2.0),
+        ("MASK_WEIGHT", -5.0),
+        ("DICE_WEIGHT", -0.1),
+        ("DICE_WEIGHT", float("nan")),
     ],
 )
 def test_impossible_numbers_are_refused_naming_the_key(key, value):

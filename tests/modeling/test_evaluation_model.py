@@ -176,7 +176,7 @@ def test_views_have_the_sizes_of_the_specification():
 
 def test_augmentation_refuses_images_that_are_not_of_8_bits():
     augmented = AugmentedModel(small_offseg(), AugmentationSettings())
-    with pytest.raises(ValueError, match="`image` must be of uint8 .* but is torch.float32"):
+    with pytest.raises(ValueError, match=r"`image` must be of uint8 .* but is torch.float32"):
         augmented([{"image": torch.zeros(3, 8, 8)}])
 
 

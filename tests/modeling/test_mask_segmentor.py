@@ -284,6 +284,10 @@ def test_any_backbone_trains_and_predicts():
             ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res2", "p3"]),
             r"^`MODEL.SEM_SEG_HEAD.IN_FEATURES` must be outputs of the backbone .* has \['p3'\]\.$",
         ),
+        (
+            ("MODEL.SEM_SEG_HEAD.IN_FEATURES", ["res5", "res5", "res4"]),
+            r"^`MODEL.SEM_SEG_HEAD.IN_FEATURES` must name each .* is \['res5', 'res5', 'res4'\]\.$",
+        ),
     ],
 )
 def test_unusable_settings_are_refused(opts, message):

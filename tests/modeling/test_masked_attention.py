@@ -266,8 +266,12 @@ def test_weights_start_as_published():
             assert not parameter.any(), name
 
 
-@pytest.mark.parametrize("key", ["num_queries", "num_layers"])
+@pytest.mark.parametrize("key", ["num_queries", "num_layers", "feedforward_dim"])
 def test_none_is_refused(key):
-    name = {"num_queries": "NUM_OBJECT_QUERIES", "num_layers": "DEC_LAYERS"}[key]
+    name = {
+        "num_queries": "NUM_OBJECT_QUERIES",
+        "num_layers": "DEC_LAYERS",
+        "feedforward_dim": "DIM_FEEDFORWARD",
+    }[key]
     with pytest.raises(ValueError, match=rf"^`MODEL.MASK_FORMER.{name}` must be at least 1, but"):
         make(**{key: 0})

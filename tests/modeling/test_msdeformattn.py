@@ -194,7 +194,20 @@ def test_positions_keep_their_precision_under_autocast():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"out_channels": 40}, r"^`MODEL.SEM_SEG_HEAD.CONVS_DIM` must be a multiple of 32, but"),
+        *(
+            (
+                {"out_channels": n},
+                rf"^`MODEL.SEM_SEG_HEAD.CONVS_DIM` must be a positive multiple .*, but is {n}\.$",
+            )
+            for n in (40, 0, -32)
+        ),
+        *(
+            (
+                {"feedforward_dim": n},
+                rf"^`MODEL.MASK_FORMER.ENC_DIM_FEEDFORWARD` must be at least 1, but is {n}\.$",
+            )
+            for n in (0, -1)
+        ),
         ({"num_heads": 5}, r"^`MODEL.MASK_FORMER.NHEADS` must divide .* 32, but is 5\.$"),
         ({"num_layers": 0}, r"^`MODEL.MASK_FORMER.ENC_LAYERS` must be at least 1, but is 0\.$"),
         ({"dims": (8,)}, r"^`MODEL.SEM_SEG_HEAD.IN_FEATURES` of MSDeformAttn.* at least two"),

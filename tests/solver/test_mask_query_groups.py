@@ -91,6 +91,61 @@ def test_norms_and_embeddings_of_every_backbone_have_no_weight_decay(model, clas
     assert slow == {name for name in decided if name.startswith("backbone.")}
 
 
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        ["TorchvisionMobileNetV2"],
+        *(["build_timm_backbone", name] for name in ("convnext_atto", "resnet18")),
+    ],
+    ids=lambda backbone: backbone[-1],
+)
+def test_norms_of_foreign_backbones_have_no_weight_decay_whatever_their_names(backbone):
+    opts = ["MODEL.BACKBONE.NAME", backbone[0]]
+    if len(backbone) > 1:
+        pytest.importorskip("timm", reason="timm's networks need timm")
+        opts += ["MODEL.TIMM.NAME", backbone[1]]
+    cfg = model_config("mask2former_offseg_t", *opts)
+    network = build_on_meta(cfg)
+    undecayed = {
+        id(p)
+        for group in build_optimizer(cfg, network).param_groups
+        for p in group["params"]
+        if group["weight_decay"] == 0.0
+    }
+    norms = {
+        name
+        for prefix, module in network.backbone.named_modules()
+        if re.search("norm", type(module).__name__, re.IGNORECASE)
+        for name, _ in module.named_parameters(prefix, recurse=False)
+    }
+    assert len(norms) > 30
+    assert {n for n, p in network.backbone.named_parameters() if id(p) in undecayed} == norms
+
+
+def test_table_that_does_not_fit_the_model_is_one_error_naming_key_and_value(swin):
+    cfg, model = swin
+    cfg = cfg.clone()
+    cfg.SOLVER.PARAM_GROUPS = "per_pixel"
+    message = r"^`SOLVER.PARAM_GROUPS` must be 'mask_query' for a mask-query .* is 'per_pixel'\.$"
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg, model)
+    cfg = model_config("offseg_t")
+    message = r"^`SOLVER.PARAM_GROUPS` must fit the model .*'PerPixelSegmentor', but is "
+    message += r"'mask_query': Parameter group rule 'embeddings' must decide"
+    with pytest.raises(ValueError, match=message):
+        build_optimizer(cfg, build_on_meta(cfg))
+
+
+def test_names_alone_still_tell_the_norms():
+    rules = rules_of("mask_query", "Swin")[:3]
+    names = ["backbone.norm0.weight", "backbone.features.0.1.weight", "sem_seg_head.x.1.weight"]
+    by_name = assign_rules(names, rules)
+    assert [rule and rule.name for rule in by_name.values()] == ["backbone_norms", "backbone", None]
+    by_type = assign_rules([*names, "backbone.conv.weight"], rules, norm_names=set(names))
+    rule_names = ["backbone_norms", "backbone_norms", None, "backbone"]
+    assert [rule and rule.name for rule in by_type.values()] == rule_names
+
+
 def test_per_pixel_models_do_not_fit_the_table(swin):
     names = ["backbone.conv.weight", "sem_seg_head.classifier.norm.weight"]
     with pytest.raises(ValueError, match="'embeddings' must decide for at least one parameter"):

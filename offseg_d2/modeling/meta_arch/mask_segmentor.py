@@ -18,6 +18,11 @@ from offseg_d2.modeling.criterion import SetCriterion
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
 from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
+from offseg_d2.modeling.sem_seg_head import PerPixelHead
+
+# Masks and image must cover the same extent, so sizes are multiples of the coarsest stride also
+# where a backbone takes any size.
+LEAST_MULTIPLE = 32
 
 
 @META_ARCH_REGISTRY.register()
@@ -41,6 +46,15 @@ class MaskSegmentor(PerPixelSegmentor):
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {**super().from_config(cfg), "criterion": SetCriterion(cfg)}
+
+    @classmethod
+    def _check_head(cls, head: type, name: str) -> None:
+        """Refuse the class of a head, registered as a name, that is known to give no masks."""
+        if issubclass(head, PerPixelHead):
+            raise ValueError(
+                f"`MODEL.SEM_SEG_HEAD.NAME` of {cls.__name__} must be a head of queries, such as "
+                f"MaskFormerHead, but is {name!r}."
+            )
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """Losses in training, predictions otherwise.
@@ -85,6 +99,15 @@ class MaskSegmentor(PerPixelSegmentor):
             for of_image, masks in zip(probabilities, outputs["pred_masks"], strict=True)
         ]
 
+    @property
+    def _multiple(self) -> int:
+        return max(self.backbone.size_divisibility, LEAST_MULTIPLE)
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """Zero-pad (right, bottom) to the multiple that training has; it is cut off again."""
+        height, width = common_size([images], (1, 1), self._multiple)
+        return images if images.shape[-2:] == (height, width) else pad_to(images, height, width)
+
     def _train_step(
         self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
@@ -93,7 +116,7 @@ class MaskSegmentor(PerPixelSegmentor):
                 "`INPUT.DATASET_MAPPER_NAME` must be one that yields masks, such as 'instances', "
                 'to train MaskSegmentor, but its records have no "instances".'
             )
-        height, width = common_size(images, self.train_size, self.backbone.size_divisibility)
+        height, width = common_size(images, self.train_size, self._multiple)
         batch = torch.stack([pad_to(image, height, width) for image in images])
         targets = []
         for record in batched_inputs:

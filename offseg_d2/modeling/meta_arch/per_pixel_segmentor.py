@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode, configurable
+from detectron2.layers import ShapeSpec
 from detectron2.modeling import (
     META_ARCH_REGISTRY,
+    SEM_SEG_HEADS_REGISTRY,
     Backbone,
     build_backbone,
     build_sem_seg_head,
@@ -24,6 +26,7 @@ from offseg_d2.modeling.meta_arch.inference import (
     score_bands,
 )
 from offseg_d2.modeling.meta_arch.scores import MapScores, ScoreBands, Scores, label_map
+from offseg_d2.modeling.sem_seg_head import MaskFormerHead
 
 
 @META_ARCH_REGISTRY.register()
@@ -71,13 +74,32 @@ class PerPixelSegmentor(nn.Module):
         cropped = cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute"
         return {
             "backbone": backbone,
-            "sem_seg_head": build_sem_seg_head(cfg, backbone.output_shape()),
+            "sem_seg_head": cls._build_head(cfg, backbone.output_shape()),
             "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
             "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
             "train_size": tuple(cfg.INPUT.CROP.SIZE) if cropped else (0, 0),
             "inference": InferenceSettings.from_config(cfg),
             "freeze_batch_norm": cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM,
         }
+
+    @classmethod
+    def _build_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
+        name = cfg.MODEL.SEM_SEG_HEAD.NAME
+        entry = SEM_SEG_HEADS_REGISTRY.get(name)
+        if isinstance(entry, type):  # before anything is built that only fits the wrong kind
+            cls._check_head(entry, name)
+        head = build_sem_seg_head(cfg, input_shape)
+        cls._check_head(type(head), name)
+        return head
+
+    @classmethod
+    def _check_head(cls, head: type, name: str) -> None:
+        """Refuse the class of a head, registered as a name, that is known to give no logits."""
+        if issubclass(head, MaskFormerHead) and not hasattr(head, "losses"):
+            raise ValueError(
+                f"`MODEL.SEM_SEG_HEAD.NAME` of {cls.__name__} must be a per-pixel head, such as "
+                f"PerPixelHead, but is {name!r}."
+            )
 
     @property
     def device(self) -> torch.device:

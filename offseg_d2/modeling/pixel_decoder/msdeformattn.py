@@ -150,7 +150,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         feedforward_dim: int = 1024,
     ) -> None:
         super().__init__()
-        _check(input_shape, out_channels, num_heads, num_layers)
+        _check(input_shape, out_channels, num_heads, num_layers, feedforward_dim)
         self.in_features = list(input_shape)
         self.out_channels = out_channels
         finest, *coarse = input_shape.values()
@@ -218,7 +218,11 @@ class MSDeformAttnPixelDecoder(nn.Module):
 
 
 def _check(
-    input_shape: dict[str, ShapeSpec], out_channels: int, num_heads: int, num_layers: int
+    input_shape: dict[str, ShapeSpec],
+    out_channels: int,
+    num_heads: int,
+    num_layers: int,
+    feedforward_dim: int,
 ) -> None:
     strides = [shape.stride for shape in input_shape.values()]
     if len(strides) < 2 or any(fine >= coarse for fine, coarse in pairwise(strides)):
@@ -226,9 +230,9 @@ def _check(
             "`MODEL.SEM_SEG_HEAD.IN_FEATURES` of MSDeformAttnPixelDecoder must be at least two "
             f"levels of increasing strides, but they are {strides}."
         )
-    if out_channels % NORM_GROUPS:
+    if out_channels < 1 or out_channels % NORM_GROUPS:
         raise ValueError(
-            f"`MODEL.SEM_SEG_HEAD.CONVS_DIM` must be a multiple of {NORM_GROUPS}, but is "
+            f"`MODEL.SEM_SEG_HEAD.CONVS_DIM` must be a positive multiple of {NORM_GROUPS}, but is "
             f"{out_channels}."
         )
     if num_heads < 1 or out_channels % num_heads:
@@ -236,5 +240,6 @@ def _check(
             "`MODEL.MASK_FORMER.NHEADS` must divide `MODEL.SEM_SEG_HEAD.CONVS_DIM` "
             f"{out_channels}, but is {num_heads}."
         )
-    if num_layers < 1:
-        raise ValueError(f"`MODEL.MASK_FORMER.ENC_LAYERS` must be at least 1, but is {num_layers}.")
+    for key, value in (("ENC_LAYERS", num_layers), ("ENC_DIM_FEEDFORWARD", feedforward_dim)):
+        if value < 1:
+            raise ValueError(f"`MODEL.MASK_FORMER.{key}` must be at least 1, but is {value}.")

@@ -136,7 +136,7 @@ class MaskedAttentionDecoder(nn.Module):
         deep_supervision: in training, return the predictions of all layers.
 
     Raises:
-        ValueError: if there are no queries or no layers.
+        ValueError: if there are no queries, no layers or no hidden units.
     """
 
     @configurable
@@ -154,7 +154,11 @@ class MaskedAttentionDecoder(nn.Module):
         deep_supervision: bool = True,
     ) -> None:
         super().__init__()
-        for key, value in (("NUM_OBJECT_QUERIES", num_queries), ("DEC_LAYERS", num_layers)):
+        for key, value in (
+            ("NUM_OBJECT_QUERIES", num_queries),
+            ("DEC_LAYERS", num_layers),
+            ("DIM_FEEDFORWARD", feedforward_dim),
+        ):
             if value < 1:
                 raise ValueError(f"`MODEL.MASK_FORMER.{key}` must be at least 1, but is {value}.")
         self.deep_supervision = deep_supervision
