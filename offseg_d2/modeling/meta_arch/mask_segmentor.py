@@ -20,8 +20,8 @@ from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
 from offseg_d2.modeling.sem_seg_head import PerPixelHead
 
-# Masks and image must cover the same extent, so sizes are multiples of the coarsest stride also
-# where a backbone takes any size.
+# In training, targets and predicted masks must cover the same extent, so sizes are multiples of the
+# coarsest stride also where a backbone takes any size.
 LEAST_MULTIPLE = 32
 
 
@@ -99,15 +99,6 @@ class MaskSegmentor(PerPixelSegmentor):
             for of_image, masks in zip(probabilities, outputs["pred_masks"], strict=True)
         ]
 
-    @property
-    def _multiple(self) -> int:
-        return max(self.backbone.size_divisibility, LEAST_MULTIPLE)
-
-    def _padded(self, images: Tensor) -> Tensor:
-        """Zero-pad (right, bottom) to the multiple that training has; it is cut off again."""
-        height, width = common_size([images], (1, 1), self._multiple)
-        return images if images.shape[-2:] == (height, width) else pad_to(images, height, width)
-
     def _train_step(
         self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
@@ -116,7 +107,8 @@ class MaskSegmentor(PerPixelSegmentor):
                 "`INPUT.DATASET_MAPPER_NAME` must be one that yields masks, such as 'instances', "
                 'to train MaskSegmentor, but its records have no "instances".'
             )
-        height, width = common_size(images, self.train_size, self._multiple)
+        multiple = max(self.backbone.size_divisibility, LEAST_MULTIPLE)
+        height, width = common_size(images, self.train_size, multiple)
         batch = torch.stack([pad_to(image, height, width) for image in images])
         targets = []
         for record in batched_inputs:
