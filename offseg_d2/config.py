@@ -5,7 +5,7 @@ default value changes are listed at the end of :func:`add_offseg_config`.
 
 Keys of Detectron2 that have no effect here: INPUT.RANDOM_FLIP (FLIP_PROBABILITY instead),
 INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST (RESIZE.SCALE_TEST instead), SOLVER.REFERENCE_WORLD_SIZE,
-TEST.AUG, TEST.PRECISE_BN, VIS_PERIOD.
+TEST.AUG (TEST.SEM_SEG.TTA instead), TEST.PRECISE_BN, VIS_PERIOD.
 """
 
 import contextlib

@@ -21,6 +21,7 @@ from offseg_d2.layers.resampling import Resampling, weighted_sums
 
 _MAP_BYTES = 8 << 20  # scores of the map that are worked on at once
 _BLOCK_BYTES = 4 << 20  # interpolated scores at once
+_BLOCK_PIXELS = 1 << 16  # pixels of the result in a block of rows
 _CHUNK_PIXELS = 1 << 19  # pixels of the result that are worked on at once
 
 
@@ -137,7 +138,8 @@ def _fill_open_pixels(labels: Tensor, part: Tensor, rows: Resampling, columns: R
     """Label the pixels of (H, W) that are below 0, by interpolating the map (h, w, K) there."""
     _, width, num_classes = part.shape
     vectors = part.flatten(1)  # (h, w K)
-    step = max(_BLOCK_BYTES // (vectors.shape[1] * vectors.element_size()), 1)
+    step = _BLOCK_BYTES // (vectors.shape[1] * vectors.element_size())
+    step = max(min(step, _BLOCK_PIXELS // len(columns)), 1)
     pixels = max(_BLOCK_BYTES // (num_classes * vectors.element_size()), 1)
     row_places = rows.positions()
     # Of all pixels of a block, so that those of the open ones need only be selected.

@@ -1,6 +1,5 @@
 """The moving average of the weights: its value, evaluating with it, checkpoints."""
 
-import os
 import signal
 
 import pytest
@@ -102,7 +101,7 @@ def test_resumed_average_equals_the_uninterrupted_one_bit_for_bit(tmp_path):
     first = make_trainer(tmp_path / "parts", *EMA, "TEST.EVAL_PERIOD", 6)
 
     def test_and_be_stopped(cfg, model):  # while the model has the averaged weights
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
 
     first.test = test_and_be_stopped
     with pytest.raises(SystemExit):

@@ -1,6 +1,5 @@
 """Being told to stop by a cluster: what is saved, who is called, and how the run goes on."""
 
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -28,7 +27,7 @@ def signals_in(trainer: TinyTrainer, iteration: int, *numbers: int) -> None:
     def run_step_with_signals() -> None:
         if trainer.iter == iteration:
             for number in numbers:
-                os.kill(os.getpid(), number)
+                signal.raise_signal(number)
         run_step()
 
     trainer.run_step = run_step_with_signals
@@ -93,9 +92,9 @@ def test_second_interrupt_after_a_while_ends_at_once(tmp_path):
     run_step = trainer.run_step
 
     def run_step_with_signals() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         time.sleep(_REPEAT_SECONDS + 0.1)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         run_step()
 
     trainer.run_step = run_step_with_signals

@@ -86,7 +86,7 @@ def test_two_resizes_with_a_cut_between_are_one_step():
     assert torch.equal(interpolated_argmax(scores, rows, columns), expected.argmax(0).byte())
 
 
-@pytest.mark.parametrize("name", ["_MAP_BYTES", "_BLOCK_BYTES", "_CHUNK_PIXELS"])
+@pytest.mark.parametrize("name", ["_MAP_BYTES", "_BLOCK_BYTES", "_BLOCK_PIXELS", "_CHUNK_PIXELS"])
 @pytest.mark.parametrize("size", [(61, 83), (20, 26), (9, 11)])
 def test_the_sizes_of_the_blocks_change_nothing(monkeypatch, name, size):
     scores = regions(9, 20, 26, cell=5)
@@ -157,3 +157,14 @@ def test_scores_are_left_as_they_are_and_may_require_gradients():
     before = scores.detach().clone()
     assert not labels_of(scores, (30, 30)).requires_grad
     assert torch.equal(scores, before)
+
+
+def test_the_number_of_threads_is_left_as_it_was():
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            labels_of(regions(5, 10, 10), (30, 30))
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.data.transforms import ResizeTransform
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offseg_d2.data import build_augmentations
 from offseg_d2.evaluation import count_confusion, metrics_from_confusion
@@ -72,6 +73,36 @@ def test_label_maps_of_a_batch_are_those_of_its_images_alone():
     for record, result in zip(batch, together, strict=True):
         alone = model.predict_label_maps([record])[0]
         assert torch.equal(result["sem_seg"], alone["sem_seg"])
+
+
+class LargestResult(TorchDispatchMode):
+    """Remembers how many values the largest tensor held that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor):
+                self.values = max(self.values, tensor.untyped_storage().nbytes() // 4)
+        return result
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+def test_scores_of_all_classes_never_exist_at_the_images_size(mode, monkeypatch):
+    monkeypatch.setattr("offseg_d2.modeling.meta_arch.scores.BAND_BYTES", 1 << 18)
+    model, (record,) = small_offseg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), random_batch([(64, 160)])
+    model.inference = InferenceSettings(mode, (64, 64), (48, 48), window_batch=1)
+    record |= {"height": 400, "width": 1000}
+    values = 40 * 400 * 1000
+    with LargestResult() as plain, torch.no_grad():
+        model([record])
+    assert plain.values >= values
+    with LargestResult() as blocks:
+        model.predict_label_maps([record])
+    assert blocks.values < values / 8
 
 
 def test_label_maps_need_no_gradients():
