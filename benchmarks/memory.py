@@ -83,7 +83,6 @@ def make_image(size: tuple[int, int]) -> Tensor:
 @torch.inference_mode()
 def run(case: str, way: str, file: str) -> None:
     """One way in this process: prints its peak, and writes its label map."""
-    torch.set_num_threads(1)
     settings, size = CASES[case]
     model, image = build_model(settings), make_image(size)
     record = {"image": image, "height": HEIGHT, "width": WIDTH}
@@ -132,6 +131,7 @@ def main() -> None:
     for name in ("case", "way", "file"):  # of a process that measures itself
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(1)
     if args.case:
         run(args.case, args.way, args.file)
         return

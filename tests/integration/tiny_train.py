@@ -7,6 +7,8 @@ import importlib
 import os
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from detectron2.utils import comm
 
@@ -35,9 +37,19 @@ class SlowTrainer(TinyTrainer):
                 file.write(f"{self.iter} {loss!r}\n")
 
 
-engine.Trainer = SlowTrainer  # before the script takes the name over
-sys.path.insert(0, str(ROOT / "tools"))
-main = importlib.import_module("train_net").main
+def take_over() -> None:
+    """Make tools/train_net.py, which is not imported yet, use this trainer."""
+    engine.Trainer = SlowTrainer
+    sys.path.insert(0, str(ROOT / "tools"))
 
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """tools/train_net.py's own."""
+    take_over()
+    return importlib.import_module("train_net").main(arguments)
+
+
+if __name__ in ("__main__", "__mp_main__"):  # or a process that this one has started
+    take_over()
 if __name__ == "__main__":
     main()
