@@ -87,7 +87,15 @@ def test_signal_passed_on_twice_counts_once(tmp_path):
     assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
 
 
-def test_second_interrupt_after_a_while_ends_at_once(tmp_path):
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt; test processes that run in parallel ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_second_interrupt_after_a_while_ends_at_once(tmp_path, interruptible):
     trainer = make_trainer(tmp_path)
     run_step = trainer.run_step
 
