@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py tools/setup_env.py)
 
-.PHONY: help demo test lint setup doctor clean
+.PHONY: help demo test test-slurm lint setup doctor clean
 
 help:
 	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
 	@echo "make test    lint and the default tests"
+	@echo "make test-slurm  the tests on a real SLURM, which they start on this machine"
 	@echo "make setup   only make the environment $(VENV)"
 	@echo "make lint    ruff and mypy"
 	@echo "make doctor  versions, CUDA, dataset folders, and what to do about problems"
@@ -32,6 +33,10 @@ lint: setup
 # One process per core, each with one thread: much faster than one process with all threads.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# Without SLURM's programs this fails, instead of skipping: who calls it wants it run.
+test-slurm: setup
+	OFFSEG_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/integration
 
 doctor: setup
 	@$(BIN)/python -m offseg_d2.doctor

@@ -67,13 +67,19 @@ def test_ci_runs_the_test_command_and_stops_at_errors():
     assert os.access(script, os.X_OK)
     text = script.read_text()
     assert "set -euo pipefail" in text
-    assert "make test" in text
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines.index("make test </dev/null") < lines.index("make test-slurm </dev/null")
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("target", "command"),
-    [("demo", "python tools/make_demo.py"), ("test", "python -m pytest"), ("lint", "ruff check .")],
+    [
+        ("demo", "python tools/make_demo.py"),
+        ("test", "python -m pytest"),
+        ("test-slurm", "python -m pytest -m slurm"),
+        ("lint", "ruff check ."),
+    ],
 )
 def test_make_targets_bring_the_environment_up_first(target, command):
     result = subprocess.run(
