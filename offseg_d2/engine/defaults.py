@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.distributed
 from detectron2.config import CfgNode
+from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
@@ -123,8 +124,8 @@ def configure_batch_norm(model: nn.Module, cfg: CfgNode) -> nn.Module:
     """Make the model's plain batch norms synchronised where that is wanted and possible.
 
     Models are built with ``nn.BatchNorm2d``. ``nn.SyncBatchNorm`` works on CUDA only (Detectron2
-    builds it on any device and then fails in the first forward pass) and is the same as the plain
-    one with a single process.
+    builds it on any device and then fails in the first forward pass); elsewhere Detectron2's own
+    synchronised norm stands in. With a single process the plain one is the same.
 
     Raises:
         ValueError: if ``MODEL.BATCH_NORM`` is unknown.
@@ -135,12 +136,29 @@ def configure_batch_norm(model: nn.Module, cfg: CfgNode) -> nn.Module:
             f"`MODEL.BATCH_NORM` must be one of {list(_BATCH_NORMS)}, but is {wanted!r}."
         )
     number = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
-    on_cuda = torch.device(cfg.MODEL.DEVICE).type == "cuda"
-    if wanted == "SyncBN" and on_cuda and comm.get_world_size() > 1:
+    if wanted == "SyncBN" and comm.get_world_size() > 1:
         logger.info("%d batch norms, synchronised over all processes", number)
-        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+            return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        return _with_naive_sync_batch_norm(model)
     logger.info("%d batch norms, plain (`MODEL.BATCH_NORM` is %s)", number, wanted)
     return model
+
+
+def _with_naive_sync_batch_norm(module: nn.Module) -> nn.Module:
+    """The module with each ``nn.BatchNorm2d`` in it replaced, weights and statistics kept."""
+    if isinstance(module, nn.BatchNorm2d):
+        norm = NaiveSyncBatchNorm(
+            module.num_features, eps=module.eps, momentum=module.momentum, affine=module.affine
+        )
+        norm.load_state_dict(module.state_dict())
+        norm.train(module.training)
+        for name, parameter in module.named_parameters():
+            norm.get_parameter(name).requires_grad_(parameter.requires_grad)
+        return norm
+    for name, child in module.named_children():
+        setattr(module, name, _with_naive_sync_batch_norm(child))
+    return module
 
 
 def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:

@@ -31,9 +31,10 @@ Batch = list[dict[str, Any]]
 class TrainLoop(TrainerBase):
     """Iterations of training with gradient accumulation and mixed precision.
 
-    All random numbers of iteration ``i`` (drop path, dropout, ...) are a function of the seed,
-    ``i`` and the rank. A resumed run therefore equals an uninterrupted one without saving generator
-    states, with evaluations in between or not.
+    All random numbers of iteration ``i`` (drop path, dropout, ...) are a function of the seed and
+    ``i``, the same in all processes. A resumed run therefore equals an uninterrupted one without
+    saving generator states, with evaluations in between or not. Layers that draw numbers for each
+    sample take their part of the batch's (:mod:`offseg_d2.layers.sample_random`).
 
     Args:
         model: returns a dict of scalar losses for a batch, in training mode.
@@ -112,7 +113,7 @@ class TrainLoop(TrainerBase):
                 iteration and the images; the weights are those of the iteration before.
         """
         assert self.model.training, "the model was left in evaluation mode"
-        seed_iteration(self.seed, self.iter, comm.get_rank())
+        seed_iteration(self.seed, self.iter)
         self.optimizer.zero_grad(set_to_none=True)
         data_time = 0.0
         batches: list[Batch] = []
@@ -257,9 +258,9 @@ class GradScalerState:
             self.grad_scaler.load_state_dict(state)
 
 
-def seed_iteration(seed: int, iteration: int, rank: int) -> None:
-    """Seed Python, numpy and torch for one iteration of one process."""
-    mixed = int(np.random.SeedSequence([seed, iteration, rank]).generate_state(1)[0])
+def seed_iteration(seed: int, iteration: int) -> None:
+    """Seed Python, numpy and torch for one iteration, in all processes alike."""
+    mixed = int(np.random.SeedSequence([seed, iteration, 0]).generate_state(1)[0])
     random.seed(mixed)
     np.random.seed(mixed)
     torch.manual_seed(mixed)

@@ -1,10 +1,11 @@
-"""Stochastic depth: drops a residual branch, whole sample by whole sample.
+"""Stochastic depth, which drops a residual branch of a sample, and channel dropout.
 
 Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016 (arXiv:1603.09382).
 """
 
-import torch
 from torch import Tensor, nn
+
+from offseg_d2.layers.sample_random import rand_per_sample
 
 
 class DropPath(nn.Module):
@@ -28,12 +29,26 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0.0:
             return branch
         keep = 1.0 - self.rate
-        shape = (branch.shape[0],) + (1,) * (branch.ndim - 1)
-        survivors = torch.rand(shape, device=branch.device) < keep
+        ones = (1,) * (branch.ndim - 1)
+        survivors = rand_per_sample(branch.shape[0], *ones, device=branch.device) < keep
         return branch * (survivors.to(branch.dtype) / keep)
 
     def extra_repr(self) -> str:
         return f"rate={self.rate}"
+
+
+class ChannelDropout(nn.Dropout2d):
+    """``nn.Dropout2d`` that drops the same channels however many processes share the batch."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        if not self.training or self.p == 0.0:
+            return features
+        if self.p == 1.0:
+            return features * 0.0
+        keep = 1.0 - self.p
+        survivors = rand_per_sample(*features.shape[:2], 1, 1, device=features.device) < keep
+        return features * (survivors.to(features.dtype) / keep)
 
 
 def drop_path_rates(largest: float, num_blocks: int) -> list[float]:

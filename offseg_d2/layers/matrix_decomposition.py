@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offseg_d2.layers.sample_random import rand_per_sample
+
 EPSILON = 1e-6  # keeps the multiplicative updates away from a division by zero
 
 
@@ -84,7 +86,7 @@ class NMF2D(nn.Module):
     def draw_bases(self, batch: int, device: torch.device) -> Tensor:
         """Uniform in [0, 1), then of unit length: (B, D, R) or, seeded, (1, D, R)."""
         if self.training or self.random_bases:
-            bases = torch.rand(batch, self.channels, self.rank, device=device)
+            bases = rand_per_sample(batch, self.channels, self.rank, device=device)
         else:
             # On the CPU, where a seed gives the same numbers whatever the model runs on.
             generator = torch.Generator("cpu").manual_seed(self.seed)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from offseg_d2.layers import ChannelDropout
 from offseg_d2.modeling.offset_learning import OffsetLearning
 
 
@@ -69,7 +70,7 @@ class PlainClassifier(nn.Sequential):
 
     def __init__(self, dim: int, num_classes: int, *, dropout: float = 0.1) -> None:
         super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
+        self.dropout = ChannelDropout(dropout)
         self.predictor = nn.Conv2d(dim, num_classes, 1)
         nn.init.normal_(self.predictor.weight, std=0.01)
         nn.init.zeros_(self.predictor.bias)

@@ -7,6 +7,7 @@ import logging
 import pytest
 import torch
 from detectron2.config import CfgNode
+from detectron2.layers import NaiveSyncBatchNorm
 from torch import nn
 
 from offseg_d2.config import ConfigError, load_config
@@ -55,21 +56,23 @@ def test_precision_is_chosen_by_key_and_device(enabled, name, device, expected):
 
 
 @pytest.mark.parametrize(
-    ("wanted", "device", "world_size", "synchronised"),
+    ("wanted", "device", "world_size", "norm"),
     [
-        ("SyncBN", "cuda", 2, True),
-        ("SyncBN", "cuda", 1, False),
-        ("SyncBN", "cpu", 2, False),
-        ("BN", "cuda", 2, False),
+        ("SyncBN", "cuda", 2, nn.SyncBatchNorm),
+        ("SyncBN", "cuda", 1, nn.BatchNorm2d),
+        ("SyncBN", "cpu", 2, NaiveSyncBatchNorm),
+        ("SyncBN", "cpu", 1, nn.BatchNorm2d),
+        ("BN", "cuda", 2, nn.BatchNorm2d),
+        ("BN", "cpu", 2, nn.BatchNorm2d),
     ],
 )
 def test_batch_norm_is_synchronised_only_where_wanted_and_possible(
-    monkeypatch, wanted, device, world_size, synchronised
+    monkeypatch, wanted, device, world_size, norm
 ):
     monkeypatch.setattr(engine_defaults.comm, "get_world_size", lambda: world_size)
     cfg = make_cfg("MODEL.BATCH_NORM", wanted, "MODEL.DEVICE", device)
     model = configure_batch_norm(make_model(), cfg)
-    assert isinstance(model[1], nn.SyncBatchNorm) == synchronised
+    assert type(model[1]) is norm
     assert list(model.state_dict()) == list(make_model().state_dict())
 
 

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.utils import comm
-from torch import nn
 
 from offseg_d2.engine import Trainer
 from tests.common import SMALL_OFFSEG, offseg_config
@@ -29,18 +28,13 @@ def make_sample(position: int) -> dict:
     }
 
 
-class FixedNormTrainer(Trainer):
-    """Batch norms keep their statistics: on the CPU they cannot be those of all processes."""
+class NoiseTrainer(Trainer):
+    """Stochastic depth, channel dropout and synchronised batch norms as in any training."""
 
     @classmethod
     def build_model(cls, cfg):
         torch.manual_seed(0)
-        model = super().build_model(cfg)
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.train = lambda mode=True, module=module: module
-                module.training = False
-        return model
+        return super().build_model(cfg)
 
     @classmethod
     def build_train_loader(cls, cfg, start_iter=0):
@@ -54,12 +48,12 @@ class FixedNormTrainer(Trainer):
 def train_and_note(directory: Path) -> None:
     cfg = offseg_config(
         *SMALL_OFFSEG,
-        *("MODEL.EFFICIENTFORMER_V2.DROP_PATH_RATE", 0.0, "INPUT.CROP.SIZE", [SIDE, SIDE]),
+        *("MODEL.EFFICIENTFORMER_V2.DROP_PATH_RATE", 0.3, "INPUT.CROP.SIZE", [SIDE, SIDE]),
         *("SOLVER.MAX_ITER", ITERATIONS, "SOLVER.WARMUP_ITERS", 0, "SOLVER.BASE_LR", 1e-3),
         *("SOLVER.IMS_PER_BATCH", IMAGES, "DATASETS.TEST", (), "SEED", 3),
         *("OUTPUT_DIR", str(directory)),
     )
-    trainer = FixedNormTrainer(cfg)
+    trainer = NoiseTrainer(cfg)
     losses = []
     after_step = trainer.after_step
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from offseg_d2.layers import DropPath, drop_path_rates
+from offseg_d2.layers import ChannelDropout, DropPath, drop_path_rates
 from tests.common import assert_close
 
 
@@ -66,3 +66,29 @@ def test_rates_grow_linearly_from_zero():
     assert drop_path_rates(0.1, 5) == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1])
     assert drop_path_rates(0.3, 1) == [0.0]
     assert drop_path_rates(0.0, 3) == [0.0] * 3
+
+
+@pytest.mark.parametrize("layer", [DropPath(0.5), ChannelDropout(0.5)])
+def test_processes_that_share_a_batch_drop_what_one_alone_would(monkeypatch, layer):
+    batch = torch.ones(8, 16, 2, 2)
+    torch.manual_seed(0)
+    alone = layer.train()(batch)
+    assert 0 < (alone == 0).sum() < alone.numel()
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 4)
+    parts = []
+    for rank in range(4):
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        torch.manual_seed(0)
+        parts.append(layer(batch[2 * rank : 2 * rank + 2]))
+    assert torch.equal(torch.cat(parts), alone)
+
+
+def test_channel_dropout_drops_whole_channels_and_scales_the_others():
+    torch.manual_seed(0)
+    out = ChannelDropout(0.25).train()(torch.ones(50, 40, 3, 3))
+    dropped = (out == 0).flatten(2).all(2)
+    assert 0.2 < dropped.float().mean() < 0.3
+    assert_close(out[~dropped], torch.full_like(out[~dropped], 1 / 0.75))
+    assert torch.equal(ChannelDropout(0.25).eval()(out), out)
+    assert not ChannelDropout(1.0).train()(out).any()
