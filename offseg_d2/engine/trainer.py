@@ -19,7 +19,7 @@ from torch import nn
 
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
-from offseg_d2.data import build_test_loader, build_train_loader
+from offseg_d2.data import build_test_loader, build_train_loader, require_registered
 from offseg_d2.modeling import build_evaluation_model
 
 from .defaults import (
@@ -153,6 +153,8 @@ class Trainer(TrainLoop):
             CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
             StopOnSignalHook(self.save_checkpoint, self.device),
         ]
+        for name in cfg.DATASETS.TEST:  # now, not after hours at the first evaluation
+            require_registered(name, "DATASETS.TEST")
         if cfg.DATASETS.TEST:
             best_metric = cfg.SOLVER.BEST_METRIC
             if best_metric and len(cfg.DATASETS.TEST) > 1:  # then the first one decides

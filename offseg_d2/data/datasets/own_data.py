@@ -146,8 +146,10 @@ def _replace_foreign_test_sets(cfg: CfgNode, train_name: str) -> None:
     kept = tuple(
         name
         for name in before
-        # A folder was named on purpose: if its classes differ, the loader says so.
+        # A folder was named on purpose: if its classes differ, the loader says so. A name that
+        # nobody registered is misspelt: the error that names it comes with the evaluation set-up.
         if name.startswith(PREFIX)
+        or name not in DatasetCatalog.list()
         or getattr(MetadataCatalog.get(name), "stuff_classes", None) == classes
     )
     if kept == before:

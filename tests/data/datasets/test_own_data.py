@@ -93,6 +93,12 @@ def test_no_test_set_is_left_if_the_folder_has_no_val(tmp_path):
     assert cfg.DATASETS.TEST == ()
 
 
+def test_misspelt_test_set_stays_for_the_error_that_names_it(root):
+    cfg = config(root, "DATASETS.TEST", "('camvid_tset',)")
+    adapt_to_folders(cfg)
+    assert cfg.DATASETS.TEST == ("camvid_tset",)
+
+
 def test_test_folder_with_other_classes_is_refused_by_its_loader(root, tmp_path):
     other = common.write_own(tmp_path / "other", classes="a\nb\n", ids=(0, 1))
     cfg = config(root, "DATASETS.TEST", f"('folder:{other}:val',)")
