@@ -20,6 +20,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,31 +125,54 @@ def describe(ended: list[Ended], directory: Path, damaged: list[str]) -> str:
     return f"{state}, last checkpoint: {at}" + "".join(f"; DAMAGED {name}" for name in damaged)
 
 
-def chaos(directory: Path, kills: int, processes: int, seconds: float) -> int:
-    """Kill the run ``kills`` times, up to ``seconds`` after a start; returns the survived kills."""
+def chaos(root: Path, kills: int, processes: int, seconds: float) -> tuple[int, list[Path]]:
+    """Kill runs ``kills`` times, each up to ``seconds`` after a start, and let the last one end.
+
+    A run that ended before it was to be killed does not count: the next one begins anew.
+
+    Returns:
+        the survived kills, and the folders of the runs, all of them finished.
+    """
     rng = random.Random(0)
-    survived = 0
-    finished_early = 0
-    for number in range(kills):
-        while_writing = number % 2 == 1
+    tried = survived = 0
+    runs = [_new_run(root, 0)]
+    while True:
+        directory, while_writing = runs[-1], tried % 2 == 1
 
-        def during(pids: list[int], while_writing: bool = while_writing) -> None:
-            kill_later(directory, while_writing, seconds, rng, pids)
-
+        during = partial(kill_later, directory, while_writing, seconds, rng)
+        if tried == kills:
+            during = _let_run
         ended = run_ranks(
             directory, train, directory, number=processes, seconds=TOO_LONG, during=during
         )
         failed = [end.log for end in ended if end.status not in (0, -signal.SIGKILL)]
         damaged = damaged_files(directory)
-        survived += not damaged and not failed
-        finished_early += all(end.status == 0 for end in ended)
-        moment = "while writing" if while_writing else "at random"
-        print(f"kill {number + 1} {moment}: {describe(ended, directory, damaged)}", flush=True)
+        finished = all(end.status == 0 for end in ended)
+        what = "run" if finished else f"kill {tried + 1} {_MOMENTS[while_writing]}"
+        print(f"{what}: {describe(ended, directory, damaged)}", flush=True)
         for log in failed:
             print(log[-2000:], flush=True)
-    if finished_early:
-        print(f"{finished_early} of the kills came after the end of the run", flush=True)
-    return survived
+        if finished and tried == kills:
+            return survived, runs
+        if finished:
+            runs.append(_new_run(root, len(runs)))
+            continue
+        assert tried < kills, "the run did not end, though nobody killed it"
+        tried += 1
+        survived += not damaged and not failed
+
+
+_MOMENTS = {True: "while writing", False: "at random"}
+
+
+def _let_run(pids: list[int]) -> None:
+    pass
+
+
+def _new_run(root: Path, number: int) -> Path:
+    path = root / f"killed_{number + 1}"
+    path.mkdir(parents=True)
+    return path
 
 
 def same(first: Any, second: Any) -> bool:
@@ -172,23 +196,23 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(args.directory or temporary)
-        runs = {name: root / name for name in ("undisturbed", "killed")}
-        for run in runs.values():
-            run.mkdir(parents=True)
-        whole = run_ranks(
-            runs["undisturbed"], train, runs["undisturbed"], number=args.processes, seconds=TOO_LONG
-        )
+        undisturbed = root / "undisturbed"
+        undisturbed.mkdir(parents=True)
+        whole = run_ranks(undisturbed, train, undisturbed, number=args.processes, seconds=TOO_LONG)
         assert all(end.status == 0 for end in whole), whole[0].log[-3000:]
         print(f"undisturbed run: {whole[0].seconds:.0f} s, {ITERATIONS} iterations", flush=True)
-        survived = chaos(runs["killed"], args.kills, args.processes, whole[0].seconds / 3)
-        last = run_ranks(
-            runs["killed"], train, runs["killed"], number=args.processes, seconds=TOO_LONG
-        )
-        assert all(end.status == 0 for end in last), last[0].log[-3000:]
-        final = [load_checkpoint_file(str(run / "model_final.pth")) for run in runs.values()]
+        survived, runs = chaos(root, args.kills, args.processes, whole[0].seconds / 3)
+        expected = load_checkpoint_file(str(undisturbed / "model_final.pth"))
+        final = [load_checkpoint_file(str(run / "model_final.pth")) for run in runs]
     entries = ("model", "optimizer", "scheduler", "ema", "iteration", "seed", "sampler")
-    different = [name for name in entries if not same(final[0][name], final[1][name])]
-    print(f"different after all: {different}" if different else "final states: equal bit for bit")
+    different = [
+        f"{run.name}: {name}"
+        for run, state in zip(runs, final, strict=True)
+        for name in entries
+        if not same(expected[name], state[name])
+    ]
+    equal = f"final states of {len(runs)} runs: equal bit for bit"
+    print(f"different after all: {different}" if different else equal)
     print(f"survived {survived} / {args.kills} tried")
     sys.exit(bool(different) or survived != args.kills)
 
