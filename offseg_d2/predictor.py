@@ -92,7 +92,7 @@ class Predictor:
         Returns:
             (K, H, W) scores on the model's device; probabilities with test-time augmentation.
         """
-        record = self._record(image)
+        record = self.record(image)
         if isinstance(self._evaluation_model, AugmentedModel):
             return self._evaluation_model.mean_probabilities(record)
         return self.model([record])[0]["sem_seg"]
@@ -107,10 +107,10 @@ class Predictor:
         Returns:
             (H, W) integer class ids.
         """
-        sem_seg = self._evaluation_model([self._record(image)])[0]["sem_seg"]
+        sem_seg = self._evaluation_model([self.record(image)])[0]["sem_seg"]
         return to_labels(sem_seg)
 
-    def _record(self, image: np.ndarray) -> dict[str, Any]:
+    def record(self, image: np.ndarray) -> dict[str, Any]:
         """What the model takes for an image."""
         height, width = image.shape[:2]
         aug_input = AugInput(image)
