@@ -16,6 +16,7 @@ require_detectron2()
 _PUBLIC_NAMES: dict[str, str] = {
     "OffsetClassifier": "offseg_d2.modeling.classifiers",
     "OffsetLearning": "offseg_d2.modeling.offset_learning",
+    "Segmenter": "offseg_d2.segmenter",
     "SemSegEvaluator": "offseg_d2.evaluation",
     "Trainer": "offseg_d2.engine",
     "add_offseg_config": "offseg_d2.config",

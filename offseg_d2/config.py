@@ -54,10 +54,14 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.FLIP_PROBABILITY = 0.5
     # Brightness, contrast, saturation and hue jitter in training.
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
+    # In training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it is resized to less than
+    # that. Faster with large photographs, but it smooths them: fine detail is averaged, which the
+    # resize without low-pass filter keeps. Never done at test.
+    cfg.INPUT.REDUCED_JPEG_DECODING = False
 
 
 def _add_backbone_keys(cfg: CN) -> None:
-    # "SyncBN" (synchronised across processes on CUDA, plain on CPU or with one process) or "BN".
+    # "SyncBN" (statistics of the whole batch, over all processes) or "BN" (of each process alone).
     cfg.MODEL.BATCH_NORM = "SyncBN"
     # Keep the backbone's batch norms in evaluation mode (running statistics) while training.
     cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM = False
@@ -274,10 +278,34 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         ConfigError: for an absent or malformed file, an unknown key (naming the nearest ones) or
             a value of the wrong type.
     """
+    loaded = _read_yaml(config_file) if config_file else {}
+    return _build(loaded, f" of {config_file}", opts)
+
+
+def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
+    """As :func:`load_config`, from the text of a whole configuration such as checkpoints carry.
+
+    Args:
+        text: plain YAML.
+        source: where it comes from, for messages.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The configuration in {source} is not plain YAML: {error}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"The configuration in {source} must be a mapping, but is {loaded!r}.")
+    return _build(loaded, f" in {source}", opts)
+
+
+def _build(loaded: dict[str, Any], where: str, opts: Sequence[str]) -> CN:
     cfg = get_cfg()
     add_offseg_config(cfg)
-    if config_file:
-        _merge(cfg, _read_yaml(config_file), f" of {config_file}")
+    _merge(cfg, loaded, where)
     if len(opts) % 2:
         raise ConfigError(f"Options must be KEY VALUE pairs, but are {len(opts)}: {list(opts)}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):

@@ -39,6 +39,7 @@ class Predictor:
     Args:
         cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint, and the first of
             ``DATASETS.TEST`` (else of ``DATASETS.TRAIN``) gives names and colours of the classes.
+        metadata: names and colours of the classes, where the dataset is not known.
 
     Attributes:
         cfg: configuration with the device that is really used.
@@ -50,19 +51,14 @@ class Predictor:
         FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
 
-    def __init__(self, cfg: CfgNode) -> None:
+    def __init__(self, cfg: CfgNode, *, metadata: Metadata | None = None) -> None:
         if not cfg.MODEL.WEIGHTS:
             raise ConfigError("`MODEL.WEIGHTS` must name the file to predict with, but is ''.")
         self.cfg = cfg.clone()
         self.cfg.defrost()
         self.cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
         self.cfg.freeze()
-        dataset_names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-        try:
-            ensure_registered(dataset_names[:1])
-        except FileNotFoundError as error:  # a model may travel without its data
-            logger.warning("Classes have no names in the pictures: %s", error)
-        self.metadata = MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
+        self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
         self._check_classes()
         self.augmentations = AugmentationList(build_augmentations(self.cfg, is_train=False))
         self.model = Trainer.build_model(self.cfg).eval()
@@ -118,6 +114,14 @@ class Predictor:
         resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
         planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
         return {"image": planes, "height": height, "width": width}
+
+
+def _metadata_of(dataset_names: Sequence[str]) -> Metadata:
+    try:
+        ensure_registered(dataset_names[:1])
+    except FileNotFoundError as error:  # a model may travel without its data
+        logger.warning("Classes have no names in the pictures: %s", error)
+    return MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
 
 
 class Unreadable(NamedTuple):

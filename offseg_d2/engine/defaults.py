@@ -5,12 +5,14 @@ import importlib.util
 import logging
 import os
 import platform
+from typing import Any
 
 import detectron2
 import numpy as np
 import torch
 import torch.distributed
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.layers import NaiveSyncBatchNorm
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
@@ -195,6 +197,22 @@ def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     if importlib.util.find_spec("tensorboard") is not None:
         writers.append(TensorboardXWriter(output_dir))
     return writers
+
+
+def class_table(cfg: CfgNode) -> dict[str, list[Any]]:
+    """Names and colours of the classes, for a checkpoint that travels without its data set.
+
+    Returns:
+        "names" and "colors" (red, green, blue; 0..255), of the first training set; empty where
+        that says none.
+    """
+    if not cfg.DATASETS.TRAIN:
+        return {}
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    return {
+        "names": list(metadata.get("stuff_classes", [])),
+        "colors": [list(color) for color in metadata.get("stuff_colors", [])],
+    }
 
 
 def software_versions() -> dict[str, str]:

@@ -25,6 +25,7 @@ from offseg_d2.modeling import build_evaluation_model
 from .defaults import (
     autocast_dtype,
     broadcast_buffers,
+    class_table,
     configure_batch_norm,
     create_ddp_model,
     default_writers,
@@ -240,6 +241,7 @@ class Trainer(TrainLoop):
                 seed=self.seed,
                 sampler=sampler_state(self.cfg, self.seed, iteration),
                 cfg=self.cfg.dump(),
+                classes=class_table(self.cfg),
                 versions=software_versions(),
                 **extra,
             )
