@@ -20,7 +20,14 @@ from .pascal_context import (
     PASCAL_CONTEXT_60_CLASSES,
     register_pascal_context,
 )
-from .shapes import SHAPES_CLASSES, ShapesParams, generate_scene, register_shapes
+from .shapes import (
+    SHAPES_CLASSES,
+    ShapesParams,
+    generate_scene,
+    register_shapes,
+    register_within_class_shapes,
+    within_class_params,
+)
 
 __all__ = [
     "ADE20K_CLASSES",
@@ -50,7 +57,9 @@ __all__ = [
     "register_sem_seg",
     "register_shapes",
     "register_split",
+    "register_within_class_shapes",
     "require_registered",
+    "within_class_params",
 ]
 
 register_ade20k()
@@ -59,3 +68,4 @@ register_cityscapes()
 register_coco_stuff()
 register_pascal_context()
 register_shapes()
+register_within_class_shapes()

@@ -3,8 +3,16 @@
 A landscape (sky, hills, ground) with objects (disc, box, triangle, ring, cross) on it. Each image
 draws an appearance for each class: two colours, a texture with its scale, and for the whole image
 the lighting. So two discs of one image look alike, but those of two images differ, and a fixed
-vector per class matches them badly. ``variation`` says how much: at 0 each class always has its
-own colour and texture, at 1 these say next to nothing and only shape and place decide.
+vector per class matches them badly. Two strengths say how much, each 0..1:
+
+* ``variation``: each class changes on its own. At 0 it always has its own colour and texture, at 1
+  these say next to nothing and only shape and place decide.
+* ``shift``: all classes of an image change together (hue, saturation, value, scale of the
+  textures). So colours differ from image to image, but within an image the classes keep their
+  relations to each other and can be told apart as well as before.
+
+``shapes_v0``, ``shapes_v50`` and ``shapes_v100`` are the scenes of an experiment in which only the
+differences between images grow, see :func:`within_class_params`.
 
 Everything is drawn by this file (NumPy, OpenCV), the same for the same seed. The images are
 written below ``DETECTRON2_DATASETS/shapes`` when the dataset is first asked for.
@@ -21,7 +29,8 @@ import numpy as np
 
 from .folder import LabelKind, Layout, SemSegFolder, datasets_root, register_split
 from .generated import generated_folder
-from .shapes_drawing import CONTOURS, Look, hsv_to_rgb, light, mix, paint, texture_blend
+from .shapes_drawing import Look, hsv_to_rgb, light, mix, paint, texture_blend
+from .shapes_layout import FIRST_OBJECT, lay_out_landscape, lay_out_objects
 
 # (name, colour of overlays), by train id
 SHAPES_CLASSES = (
@@ -34,6 +43,8 @@ SHAPES_CLASSES = (
     ("ring", (120, 60, 200)),
     ("cross", (230, 30, 40)),
 )
+# Strengths of the datasets shapes_v0, shapes_v50 and shapes_v100.
+WITHIN_CLASS_PERCENTS = (0, 50, 100)
 # To be raised whenever the drawing changes, so that folders of images are made anew.
 GENERATOR_VERSION = 1
 
@@ -47,11 +58,15 @@ class ShapesParams:
     seed: int = 0
     variation: float = 0.5  # 0 none .. 1 strong
     size: tuple[int, int] = (192, 256)  # (height, width) in pixels
+    shift: float = 0.0  # 0 none .. 1 strong
 
     @property
     def folder_name(self) -> str:
         """Folder of these parameters and this version: other ones never share it."""
-        stamp = zlib.crc32(repr((GENERATOR_VERSION, dataclasses.astuple(self))).encode())
+        values = dataclasses.astuple(self)
+        if not self.shift:  # the name of these scenes is older than the shift
+            values = values[:-1]
+        stamp = zlib.crc32(repr((GENERATOR_VERSION, values)).encode())
         return f"v{GENERATOR_VERSION}-{stamp:08x}"
 
 
@@ -78,21 +93,24 @@ _STYLES = (
     _Style(0.98, 0.80, 0.80, (0.00, -0.70, 0.12), "stripes", 9.0),
 )
 _OBJECT_TEXTURES = ("stripes", "checker", "dots", "spokes", "clouds", "plain")
-_FIRST_OBJECT = 3
-# Usual height of an object's centre, as a part of the image's height, and its spread.
-_OBJECT_ROWS = ((0.35, 0.18), (0.70, 0.12), (0.62, 0.15), (0.40, 0.20), (0.60, 0.18))
-_OBJECT_TURNS = (np.pi, 0.35, 0.35, np.pi, 0.6)  # largest turn in radians
+# Largest common shift of hue (half a turn: any hue), saturation and value.
+_SHIFT_RANGES = np.array([0.5, 0.15, 0.15])
 
 
 def generate_scene(
-    index: int, seed: int = 0, variation: float = 0.5, size: tuple[int, int] = (192, 256)
+    index: int,
+    seed: int = 0,
+    variation: float = 0.5,
+    size: tuple[int, int] = (192, 256),
+    shift: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one scene.
 
     Args:
         index, seed: which scene; the same numbers give the same scene.
-        variation: in 0..1, how much a class's looks change between images.
+        variation: in 0..1, how much a class's looks change between images on their own.
         size: (height, width) in pixels, at least 32.
+        shift: in 0..1, how much the looks of all classes change between images together.
 
     Returns:
         (H, W, 3) uint8 RGB image and (H, W) uint8 train ids (rows of ``SHAPES_CLASSES``).
@@ -100,57 +118,50 @@ def generate_scene(
     Raises:
         ValueError: an argument is out of range.
     """
-    if not 0.0 <= variation <= 1.0:
-        raise ValueError(f"`variation` must be in 0..1, but is {variation!r}.")
+    for name, value in (("variation", variation), ("shift", shift)):
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"`{name}` must be in 0..1, but is {value!r}.")
     if min(size) < 32:
         raise ValueError(f"`size` must be at least 32 pixels, but is {tuple(size)}.")
-    # RandomState: NumPy promises that its numbers never change. Two of them, so that the layout
-    # is the same for any variation.
-    layout, rng = (np.random.RandomState([seed, index, stream]) for stream in (0, 1))
-    looks = [_draw_look(rng, k, variation) for k in range(len(_STYLES))]
-    label, horizon = _lay_out_landscape(layout, size)
+    # RandomState: NumPy promises that its numbers never change. Several of them, so that the
+    # layout is the same for any variation, and each class's own looks are for any shift.
+    layout, rng, common = (np.random.RandomState([seed, index, stream]) for stream in (0, 1, 2))
+    moved = shift * common.uniform(-1, 1, 4)
+    looks = [_draw_look(rng, k, variation, moved) for k in range(len(_STYLES))]
+    label, horizon = lay_out_landscape(layout, size)
     image = _paint_landscape(rng, looks, label, horizon)
-    for class_id, contours in _lay_out_objects(layout, size):
+    for class_id, contours in lay_out_objects(layout, size):
         paint(rng, looks[class_id], contours, class_id, image, label)
     image = light(rng, image, variation)
     return cv2.convertScaleAbs(np.maximum(image, 0.0), alpha=255.0), label
 
 
-def _draw_look(rng: np.random.RandomState, class_id: int, variation: float) -> Look:
-    """Draw the appearance of a class in one image."""
+def _draw_look(
+    rng: np.random.RandomState, class_id: int, variation: float, moved: np.ndarray
+) -> Look:
+    """Draw the appearance of a class in one image.
+
+    Args:
+        rng: numbers of the image.
+        class_id: row of ``_STYLES``.
+        variation: how much the class changes on its own.
+        moved: (4,) what the image does to all classes, in -1..1: hue, saturation, value, period.
+    """
     style = _STYLES[class_id]
-    shift = variation * rng.uniform(-1, 1, 7)
-    hue = style.hue + 0.5 * shift[0]
-    saturation = style.saturation + 0.3 * shift[1]
-    value = style.value + 0.25 * shift[2]
-    first = np.array([hue, saturation, value])
-    second = first + style.second + shift[3:6] * (0.12, 0.2, 0.15)
+    own = variation * rng.uniform(-1, 1, 7)
+    hue = style.hue + 0.5 * own[0]
+    saturation = style.saturation + 0.3 * own[1]
+    value = style.value + 0.25 * own[2]
+    first = np.array([hue, saturation, value]) + moved[:3] * _SHIFT_RANGES
+    second = first + style.second + own[3:6] * (0.12, 0.2, 0.15)
     texture = style.texture
     other = _OBJECT_TEXTURES[rng.randint(len(_OBJECT_TEXTURES))]
-    if rng.uniform() < 0.6 * variation and class_id >= _FIRST_OBJECT:
+    if rng.uniform() < 0.6 * variation and class_id >= FIRST_OBJECT:
         texture = other
-    angle = (0.0 if class_id < _FIRST_OBJECT else np.pi) * variation * rng.uniform(-0.5, 0.5)
-    period = style.period * 2.0 ** (0.8 * shift[6])
+    angle = (0.0 if class_id < FIRST_OBJECT else np.pi) * variation * rng.uniform(-0.5, 0.5)
+    period = style.period * 2.0 ** (0.8 * own[6] + 0.4 * moved[3])
     colors = np.stack([hsv_to_rgb(*first), hsv_to_rgb(*second)])
     return Look(colors, texture, period, angle, rng.uniform(0, 2 * np.pi, 2))
-
-
-def _lay_out_landscape(
-    rng: np.random.RandomState, size: tuple[int, int]
-) -> tuple[np.ndarray, float]:
-    """Return (H, W) uint8 of sky, hills and ground, and the horizon's row."""
-    height, width = size
-    horizon = rng.uniform(0.42, 0.62) * height
-    columns = np.arange(width) / width * 2 * np.pi
-    waves = sum(
-        rng.uniform(0.2, 1.0) / k * np.sin(k * columns + rng.uniform(0, 2 * np.pi))
-        for k in (1, 2, 3, 5)
-    )
-    ridge = horizon - height * (rng.uniform(0.10, 0.20) + 0.055 * waves)
-    edge = horizon + height * 0.012 * np.sin(columns * 1.5 + rng.uniform(0, 2 * np.pi))
-    rows = np.arange(height)[:, None]
-    label = (rows >= ridge).astype(np.uint8) + (rows >= np.maximum(edge, ridge)).astype(np.uint8)
-    return label, horizon
 
 
 def _paint_landscape(
@@ -174,38 +185,6 @@ def _paint_landscape(
     return image * (1.0 - 0.22 * haze) + 0.2 * haze
 
 
-def _lay_out_objects(
-    rng: np.random.RandomState, size: tuple[int, int]
-) -> list[tuple[int, np.ndarray]]:
-    """Place up to eleven objects that hardly overlap; far (high) ones come first.
-
-    Returns:
-        Class id and contours, (contours, points, 2) as (x, y), of each.
-    """
-    height, width = size
-    placed: list[tuple[float, float, float, int]] = []
-    for _ in range(rng.randint(6, 12)):
-        kind = rng.randint(len(_OBJECT_ROWS))
-        mean, spread = _OBJECT_ROWS[kind]
-        y = np.clip(rng.normal(mean, spread), 0.08, 0.92) * height
-        x = rng.uniform(0.04, 0.96) * width
-        radius = rng.uniform(0.09, 0.19) * height
-        if all(np.hypot(y - p[0], x - p[1]) > 0.85 * (radius + p[2]) for p in placed):
-            placed.append((y, x, radius, kind))
-    return [
-        (_FIRST_OBJECT + kind, _outline(rng, kind, radius) + np.array([x, y]))
-        for y, x, radius, kind in sorted(placed)
-    ]
-
-
-def _outline(rng: np.random.RandomState, kind: int, radius: float) -> np.ndarray:
-    """Return the contours of an object around (0, 0), stretched and turned."""
-    contours = CONTOURS[kind]() * radius * np.array([1.0, rng.uniform(0.8, 1.2)])
-    turn = _OBJECT_TURNS[kind] * rng.uniform(-1, 1)
-    cos, sin = np.cos(turn), np.sin(turn)
-    return contours @ np.array([[cos, sin], [-sin, cos]])
-
-
 def register_shapes(prefix: str = "shapes", params: ShapesParams | None = None) -> None:
     """Register ``{prefix}_train`` and ``{prefix}_val``, made when they are first asked for.
 
@@ -222,6 +201,24 @@ def register_shapes(prefix: str = "shapes", params: ShapesParams | None = None) 
             f"{prefix}_{split}", [layout], [LabelKind(".png", label_map)], image_suffixes=(".png",)
         )
         register_split(folder, SHAPES_CLASSES, functools.partial(_make, top_dir, params))
+
+
+def within_class_params(strength: float) -> ShapesParams:
+    """Scenes that differ in nothing but how far a class's looks lie apart from image to image.
+
+    Layouts and number of images are the same for all strengths. Mostly all classes of an image are
+    shifted together; each changes on its own by a fifth of the strength, and so does the lighting.
+
+    Args:
+        strength: 0 (each class looks the same in all images) .. 1.
+    """
+    return ShapesParams(num_train=300, num_val=100, variation=0.2 * strength, shift=strength)
+
+
+def register_within_class_shapes() -> None:
+    """Register ``shapes_v0_train``, ``shapes_v0_val`` and so on for each strength in percent."""
+    for percent in WITHIN_CLASS_PERCENTS:
+        register_shapes(f"shapes_v{percent}", within_class_params(percent / 100))
 
 
 _SPLITS = ("train", "val")
@@ -243,7 +240,7 @@ def _write(params: ShapesParams, path: str) -> None:
         for index, name in enumerate(names):
             # The splits draw from different numbers: 2 * seed and 2 * seed + 1.
             seed = 2 * params.seed + stream
-            image, label = generate_scene(index, seed, params.variation, params.size)
+            image, label = generate_scene(index, seed, params.variation, params.size, params.shift)
             _write_png(os.path.join(path, "images", split, f"{name}.png"), image[..., ::-1])
             _write_png(os.path.join(path, "annotations", split, f"{name}.png"), label)
         with open(os.path.join(path, f"{split}.txt"), "w") as file:

@@ -1,0 +1,175 @@
+"""Results of the accuracy experiment: the JSON files and what they say.
+
+Differences are paired: the arm's score minus the plain arm's with the same seed.
+"""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accuracy_rows import Run, read_json
+from accuracy_suites import ARM_TITLES, ARMS, Suite
+from common import machine
+from scipy.stats import t as student
+
+from offseg_d2.checkpoint import write_atomically
+
+Row = dict[str, Any]
+_CONFIDENCE = 0.95
+
+
+class Results:
+    """The rows of one suite, in a file that is complete at any moment.
+
+    Args:
+        folder: of all results.
+        name: of the suite.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.name = name
+        self.path = folder / f"{name}.json"
+
+    def rows(self) -> list[Row]:
+        """Rows in the order of condition, arm, seed."""
+        content = read_json(self.path)
+        return [] if content is None else content["rows"]
+
+    def find(self, run: Run) -> Row | None:
+        """The row of a run.
+
+        Raises:
+            ValueError: it was made by another recipe.
+        """
+        for row in self.rows():
+            if _key(row) == run.key:
+                if row["recipe"] != run.recipe or row["config"] != run.suite.config:
+                    raise ValueError(
+                        f"{self.path} must hold runs of the present recipe, but its row "
+                        f"{run.name} has another one; move the file away to begin anew."
+                    )
+                return row
+        return None
+
+    def add(self, row: Row, suite: Suite) -> None:
+        """Add a row, or replace the one of the same run."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self._locked():
+            rows = [other for other in self.rows() if _key(other) != _key(row)]
+            rows.append({**row, "machine": machine()})
+            conditions, arms = list(suite.conditions), list(ARMS)
+            rows.sort(
+                key=lambda r: (
+                    _place(conditions, r["condition"]), _place(arms, r["arm"]), r["seed"]
+                )
+            )  # fmt: skip
+            head = {"suite": self.name, "title": suite.title, "config": suite.config}
+            lines = ",\n".join(json.dumps(r) for r in rows)  # one a line: small differences in git
+            text = f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n'
+            write_atomically(str(self.path), lambda file: file.write(text.encode()))
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        lock = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+
+def _key(row: Row) -> tuple[str, str, int]:
+    return row["condition"], row["arm"], row["seed"]
+
+
+def _place(order: Sequence[str], name: str) -> int:
+    return order.index(name) if name in order else len(order)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of values and how sure it is.
+
+    Attributes:
+        mean: arithmetic mean.
+        deviation: sample standard deviation, NaN for one value.
+        half_width: of the 95 % interval of the mean by Student's t, NaN for one value.
+        count: number of values.
+    """
+
+    mean: float
+    deviation: float
+    half_width: float
+    count: int
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, sample standard deviation and t-interval of at least one value."""
+    count = len(values)
+    if count < 2:
+        return Estimate(values[0], math.nan, math.nan, count)
+    deviation = statistics.stdev(values)
+    quantile = float(student.ppf((1 + _CONFIDENCE) / 2, count - 1))
+    half_width = quantile * deviation / math.sqrt(count)
+    return Estimate(statistics.fmean(values), deviation, half_width, count)
+
+
+def scores(rows: Sequence[Row], condition: str, arm: str, metric: str = "mIoU") -> dict[int, float]:
+    """Seed -> final score."""
+    return {
+        row["seed"]: row["final"][metric]
+        for row in rows
+        if (row["condition"], row["arm"]) == (condition, arm)
+    }
+
+
+def paired_differences(rows: Sequence[Row], condition: str, arm: str) -> dict[int, float]:
+    """Seed -> score minus the plain arm's, for seeds that both arms have."""
+    plain, own = scores(rows, condition, "plain"), scores(rows, condition, arm)
+    return {seed: own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())}
+
+
+def summary(rows: Sequence[Row], suite: Suite) -> str:
+    """Table of the final mIoU of each arm, in Markdown."""
+    lines = [
+        f"**{suite.title}**: final mIoU on `{suite.test_set or suite.curve_set}`, mean ± sample "
+        "standard deviation over seeds; difference to plain by seed, with the 95 % interval of "
+        "its mean (Student's t)",
+        "",
+        "| condition | arm | seeds | mIoU | minus plain | by seed |",
+        "|---|---|---|---|---|---|",
+    ]
+    for condition in suite.conditions:
+        for arm in ARMS:
+            values = scores(rows, condition, arm)
+            if values:
+                lines.append(_line(rows, condition, arm, values))
+    digests = sorted({code["digest"] for row in rows for code in row["code"]})
+    if len(digests) > 1:
+        lines += ["", f"The runs were made with {len(digests)} states of the code: {digests}."]
+    return "\n".join(lines)
+
+
+def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, float]) -> str:
+    score = estimate(list(values.values()))
+    cells = [condition or "-", ARM_TITLES[arm], str(score.count), _pm(score, score.deviation, "")]
+    differences = {} if arm == "plain" else paired_differences(rows, condition, arm)
+    if differences:
+        difference = estimate(list(differences.values()))
+        cells.append(_pm(difference, difference.half_width, "+"))
+        cells.append(", ".join(f"{seed}: {value:+.2f}" for seed, value in differences.items()))
+    else:
+        cells += ["", ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def _pm(value: Estimate, spread: float, sign: str) -> str:
+    text = f"{value.mean:{sign}.2f}"
+    return text if math.isnan(spread) else f"{text} ± {spread:.2f}"
