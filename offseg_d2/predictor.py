@@ -1,4 +1,4 @@
-"""Prediction of single images, and of files: what ``tools/demo.py`` does.
+"""Prediction of single images, and the files of a demonstration.
 
 :class:`Predictor` is used like Detectron2's ``DefaultPredictor``, but resizes as the dataset mapper
 does, with OpenCV, and reads checkpoints of any known origin without executing anything.
@@ -7,8 +7,8 @@ does, with OpenCV, and reads checkpoints of any known origin without executing a
 import glob
 import logging
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,13 +18,12 @@ from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
-from tqdm import tqdm
 
 from offseg_d2.config import ConfigError
-from offseg_d2.data import DataFileError, build_augmentations, ensure_registered, read_image
+from offseg_d2.data import build_augmentations, ensure_registered
 from offseg_d2.engine import Trainer, available_device
 from offseg_d2.modeling import AugmentedModel, build_evaluation_model
-from offseg_d2.visualization import legend, overlay, side_by_side, to_labels
+from offseg_d2.visualization import to_labels
 
 logger = logging.getLogger(__name__)
 
@@ -124,28 +123,23 @@ def _metadata_of(dataset_names: Sequence[str]) -> Metadata:
     return MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
 
 
-class Unreadable(NamedTuple):
-    """A file that could not be predicted, and why."""
-
-    path: str
-    reason: str
-
-
-def find_images(inputs: Iterable[str]) -> list[str]:
+def find_images(inputs: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
     """List the images that ``inputs`` name, each once.
 
     Args:
         inputs: image files, folders (their images are taken, not those of folders inside) and
             patterns such as ``"frames/*.jpg"``.
+        also: further suffixes that are taken from folders.
 
     Raises:
         ValueError: one of them matches nothing.
     """
     found: dict[str, None] = {}
+    suffixes = IMAGE_SUFFIXES + also
     for name in inputs:
         if PathManager.isdir(name):
             entries = (os.path.join(name, entry) for entry in PathManager.ls(name))
-            matches = [path for path in entries if path.lower().endswith(IMAGE_SUFFIXES)]
+            matches = [path for path in entries if path.lower().endswith(suffixes)]
         elif PathManager.isfile(name):
             matches = [name]
         else:
@@ -159,8 +153,15 @@ def find_images(inputs: Iterable[str]) -> list[str]:
     return list(found)
 
 
-def output_paths(images: Sequence[str], output_dir: str) -> list[str]:
+def output_paths(
+    images: Sequence[str], output_dir: str, suffixes: Mapping[str, str] | None = None
+) -> list[str]:
     """Choose the picture files: named as the image; .jpg and .png stay, all others become .png.
+
+    Args:
+        images: files.
+        output_dir: folder.
+        suffixes: image -> suffix of its picture, where it is another one.
 
     Raises:
         ValueError: an image would be overwritten, or two images would share a picture file.
@@ -170,6 +171,7 @@ def output_paths(images: Sequence[str], output_dir: str) -> list[str]:
     for image in images:
         stem, suffix = os.path.splitext(os.path.basename(image))
         suffix = suffix if suffix.lower() in _WRITTEN_SUFFIXES else ".png"
+        suffix = (suffixes or {}).get(image, suffix)
         path = os.path.join(output_dir, stem + suffix)
         if os.path.realpath(path) in originals:
             raise ValueError(
@@ -183,59 +185,6 @@ def output_paths(images: Sequence[str], output_dir: str) -> list[str]:
             )
         chosen[path] = image
     return list(chosen)
-
-
-def draw_files(
-    predictor: Predictor,
-    inputs: Iterable[str],
-    output_dir: str,
-    *,
-    opacity: float = 0.5,
-    with_image: bool = False,
-) -> tuple[list[str], list[Unreadable]]:
-    """Predict images and write overlays, with a progress bar; goes on past unreadable files.
-
-    Args:
-        predictor: the model.
-        inputs: see :func:`find_images`.
-        output_dir: folder for the pictures, made if need be.
-        opacity: of the colours, 0..1.
-        with_image: draw the image beside its overlay, and a legend below.
-
-    Returns:
-        The written picture files, and the images that could not be read.
-
-    Raises:
-        ValueError: see :func:`find_images` and :func:`output_paths`.
-        OSError: a picture cannot be written.
-    """
-    images = find_images(inputs)
-    pictures = output_paths(images, output_dir)
-    PathManager.mkdirs(output_dir)
-    written, unreadable = [], []
-    for path, picture_path in zip(tqdm(images, unit="image", disable=None), pictures, strict=True):
-        try:
-            image = read_image(path)
-        except DataFileError as error:
-            unreadable.append(Unreadable(path, str(error)))
-            continue
-        write_picture(picture_path, draw_prediction(predictor, image, opacity, with_image))
-        written.append(picture_path)
-    return written, unreadable
-
-
-def draw_prediction(
-    predictor: Predictor, image: np.ndarray, opacity: float, with_image: bool
-) -> np.ndarray:
-    """Predict a (H, W, 3) BGR image and draw it: RGB overlay, beside the image if asked for."""
-    labels = predictor.label_map(image)
-    rgb = np.ascontiguousarray(image[..., ::-1])
-    picture = overlay(rgb, labels, predictor.metadata, opacity=opacity)
-    if not with_image:
-        return picture
-    row = side_by_side([rgb, picture])
-    strip = legend(predictor.metadata, row.shape[1], labels)
-    return np.concatenate([row, strip])
 
 
 def write_picture(path: str, picture: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.data import build_mapper
 from offseg_d2.data.datasets import ShapesParams, register_shapes
+from offseg_d2.engine import Trainer
 from offseg_d2.predictor import Predictor, find_images, output_paths
 from tests.common import ROOT, SMALL_OFFSEG, seed_all
 
@@ -185,6 +186,20 @@ def test_the_predictor_sees_what_the_evaluation_sees(images, weights):
     scores = predictor(cv2.imread(file_name))
     assert scores.shape == (8, 64, 96)
     assert torch.equal(scores, expected)
+
+
+def test_checkpoint_alone_is_enough(images, tmp_path, monkeypatch):
+    opts = [*SMALL, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")]
+    trainer = Trainer(load_config(str(CONFIG), [*opts, "DATASETS.TEST", "()", "SEED", 1]))
+    trainer.iter = 0
+    trainer.save_checkpoint("model_final")
+    argv = ["demo.py", "--weights", str(tmp_path / "run" / "model_final.pth"), "--legend"]
+    argv += ["--input", str(images), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools/demo.py"), run_name="__main__")
+    assert stop.value.code == 0
+    assert cv2.imread(str(tmp_path / "out" / "one.png")).shape[0] > 64
 
 
 def test_a_foreign_number_of_classes_is_an_error(weights):

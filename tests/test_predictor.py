@@ -8,7 +8,8 @@ import torch
 from detectron2.modeling import build_model
 
 from offseg_d2.config import load_config
-from offseg_d2.predictor import Predictor, draw_prediction
+from offseg_d2.demo import DrawOptions, draw_labels
+from offseg_d2.predictor import Predictor
 from tests.common import ROOT, SMALL_OFFSEG, assert_close, seed_all, spread_weights
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -54,5 +55,6 @@ def test_augmentation_sees_the_image_as_it_is(weights, image):
 def test_classes_without_names_are_drawn_too(weights, image):
     predict = predictor(weights, "DATASETS.TEST", "()", "DATASETS.TRAIN", "()")
     assert predict.metadata.stuff_classes == [f"class {index}" for index in range(8)]
-    coloured = draw_prediction(predict, image, opacity=1.0, with_image=False)
+    labels = predict.label_map(image)
+    coloured = draw_labels(image, labels, predict.metadata, DrawOptions(opacity=1.0))
     assert len(np.unique(coloured.reshape(-1, 3), axis=0)) > 1

@@ -1,72 +1,95 @@
-"""Draw what a model sees: colour overlays of images.
+"""Draw what a model sees: colour overlays of images, videos and cameras.
 
 ::
 
-    python tools/demo.py --config-file configs/camvid/offseg_t_offset_cpu.yaml \
-        --input frames/ more/*.jpg --output pictures --side-by-side \
-        --opts MODEL.WEIGHTS output/camvid/offseg_t_offset_cpu/model_best.pth
+    python tools/demo.py --weights output/demo/model_final.pth --input frames/ film.mp4 \
+        --output pictures --draw side-by-side
 
-Pictures have the names of their images. Exit status: 0, 1 if some images could not be read (the
-others are drawn), 2 after a mistake of the user, which is told in one sentence.
+A checkpoint that this project trained carries its configuration; for others, and to change
+something, name it: ``--config-file F ... --opts MODEL.WEIGHTS FILE KEY VALUE``. An exported model
+needs none: ``--onnx model.onnx`` (see tools/export_model.py).
+
+Pictures have the names of their images, and no input is ever overwritten. ``--webcam 0`` shows a
+camera in a window, with ``--output DIR`` it is filmed into DIR/webcam.mp4 until Ctrl-C.
+Exit status: 0; 1 if some files could not be read (the others are drawn); 2 after a mistake of the
+user, which is told in one sentence.
 """
 
 import argparse
+import os
 import sys
 
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
-from offseg_d2.predictor import Predictor, draw_files, find_images, output_paths
+from offseg_d2.demo import STYLES, DrawOptions, LabelMaps, draw_files, draw_video, plan, show_camera
+from offseg_d2.export import OnnxSegmenter
+from offseg_d2.predictor import Predictor
+from offseg_d2.segmenter import Segmenter
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="configuration")
-    parser.add_argument(
-        "--input",
-        required=True,
-        nargs="+",
-        metavar="PATH",
-        help="images, folders of images, or quoted patterns such as 'frames/*.jpg'",
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder for the pictures")
-    parser.add_argument(
-        "--side-by-side", action="store_true", help="draw the image beside it, and a legend"
-    )
-    parser.add_argument(
-        "--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default %(default)s)"
-    )
-    parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="changes of the configuration, such as MODEL.WEIGHTS FILE; the last argument",
-    )
+    add = parser.add_argument
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--weights", metavar="FILE", help="checkpoint of this project")
+    model.add_argument("--config-file", metavar="FILE", help="configuration; weights by --opts")
+    model.add_argument("--onnx", metavar="FILE", help="exported model")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--input", nargs="+", metavar="PATH",
+                        help="images, videos, folders of them, quoted patterns")  # fmt: skip
+    source.add_argument("--webcam", type=int, metavar="N", help="number of a camera, such as 0")
+    add("--output", metavar="DIR", help="folder for the pictures")
+    add("--draw", choices=STYLES, default="overlay", help="label-map: palette PNGs of class ids")
+    add("--side-by-side", action="store_const", const="side-by-side", dest="draw")
+    add("--legend", action="store_true", help="names of the classes below the picture")
+    add("--classes", nargs="+", default=[], metavar="NAME", help="draw these classes only")
+    add("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default %(default)s)")
+    add("--max-frames", type=int, default=0, metavar="N", help="of a camera; 0 means no limit")
+    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
+        help="changes of the configuration; the last argument")  # fmt: skip
     args = parser.parse_args()
     if not 0.0 <= args.opacity <= 1.0:
         parser.error(f"`--opacity` must be in 0..1, but is {args.opacity}.")
+    if args.onnx and args.opts:
+        parser.error(f"`--opts` must be absent with `--onnx`, but is {args.opts}.")
+    if args.input and not args.output:
+        parser.error("`--output` must name a folder for the pictures of `--input`, but is absent.")
     return args
 
 
+def load_model(args: argparse.Namespace) -> LabelMaps:
+    if args.onnx:
+        return OnnxSegmenter(args.onnx)
+    if args.weights:
+        return Segmenter.from_checkpoint(args.weights, opts=args.opts).predictor
+    return Predictor(load_config(args.config_file, args.opts))
+
+
 def run(args: argparse.Namespace) -> int:
-    """Draw all images; returns the exit status."""
+    """Draw everything; returns the exit status."""
     for name in ("fvcore", "offseg_d2"):
         setup_logger(name=name)
-    cfg = load_config(args.config_file, args.opts)
-    output_paths(find_images(args.input), args.output)  # mistakes show before the model loads
-    predictor = Predictor(cfg)
-    written, unreadable = draw_files(
-        predictor, args.input, args.output, opacity=args.opacity, with_image=args.side_by_side
-    )
-    lie = "picture lies" if len(written) == 1 else "pictures lie"
-    print(f"{len(written)} {lie} in {args.output}")
-    for file in unreadable:
-        print(f"not drawn: {file.reason}", file=sys.stderr)
-    return 1 if unreadable else 0
+    options = DrawOptions(args.draw, args.opacity, args.legend, tuple(args.classes))
+    if args.input:
+        plan(args.input, args.output, args.draw)  # mistakes show before the model loads
+        written, unreadable = draw_files(load_model(args), args.input, args.output, options)
+        lie = "picture lies" if len(written) == 1 else "pictures lie"
+        print(f"{len(written)} {lie} in {args.output}")
+        for file in unreadable:
+            print(f"not drawn: {file.reason}", file=sys.stderr)
+        return 1 if unreadable else 0
+    if not args.output:
+        show_camera(load_model(args), args.webcam, options)
+        return 0
+    PathManager.mkdirs(args.output)
+    path = os.path.join(args.output, "webcam.mp4")
+    print(f"{draw_video(load_model(args), args.webcam, path, options, args.max_frames)} frames")
+    return 0
 
 
 def main() -> None:

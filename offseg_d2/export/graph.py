@@ -1,0 +1,122 @@
+"""The network as one function of tensors: image in, class scores and label map out.
+
+What an exported graph holds: normalisation, padding, backbone, head, resize to the input size,
+argmax. It repeats the last steps of the meta-architectures in a form without loops over bands and
+images, which are there to save memory and cannot be exported; tests hold the two equal.
+
+Shapes: B batch, Q queries, K classes, H x W input.
+"""
+
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offseg_d2.export.check import ROUNDING, THRESHOLDS, Tolerance
+from offseg_d2.layers import NMF2D
+from offseg_d2.modeling import MaskSegmentor, PerPixelSegmentor
+from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+
+
+class SegmentationGraph(nn.Module):
+    """A model of this package without dicts, for one export.
+
+    Args:
+        model: in evaluation mode.
+        reverse_channels: the model reads BGR; the graph reads RGB in any case.
+        pad: zero-pad inside to what the network needs; False if inputs are such multiples.
+
+    Raises:
+        TypeError: if the model is no meta-architecture of this package.
+        ValueError: if it is in training mode.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, reverse_channels: bool = False, pad: bool = True
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, PerPixelSegmentor):
+            raise TypeError(
+                "`model` must be a PerPixelSegmentor or a MaskSegmentor to be exported, but is a "
+                f"{type(model).__name__}."
+            )
+        if model.training:
+            raise ValueError("`model` must be in evaluation mode to be exported, but is not.")
+        self.model = model
+        self.reverse_channels = reverse_channels
+        self.pad = pad
+
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far an exported file may be from it."""
+        return THRESHOLDS if isinstance(self.model, MaskSegmentor) else ROUNDING
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and label map of a batch.
+
+        Args:
+            image: (B, 3, H, W) RGB, 0..255, float or uint8.
+
+        Returns:
+            scores (B, K, H, W), logits or (mask-query models) sums of probabilities; and their
+            argmax (B, H, W), uint8 for up to 256 classes, else int64.
+        """
+        if self.reverse_channels:
+            image = image.flip(1)
+        normalised = self.model.normalise(image)
+        height, width = normalised.shape[-2:]
+        if self.pad:
+            least = max(shape.stride for shape in self.model.backbone.output_shape().values())
+            size = common_size([normalised], (least, least), size_multiple(self.model))
+            normalised = pad_to(normalised, *size)
+        scores = self._scores(normalised)
+        if self.pad:
+            scores = scores[..., :height, :width]
+        labels = scores.argmax(dim=1)
+        return scores, labels.to(torch.uint8) if scores.shape[1] <= 256 else labels
+
+    def _scores(self, images: Tensor) -> Tensor:
+        """Normalised and padded (B, 3, H, W) -> (B, K, H, W)."""
+        size = (images.shape[-2], images.shape[-1])
+        outputs = self.model.sem_seg_head(self.model.backbone(images))
+        if not isinstance(self.model, MaskSegmentor):
+            return F.interpolate(outputs, size=size, mode="bilinear", align_corners=False)
+        probabilities = outputs["pred_logits"].softmax(dim=-1)[..., :-1]  # (B, Q, K)
+        masks = outputs["pred_masks"]
+        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False).sigmoid()
+        return (probabilities.mT @ masks.flatten(2)).unflatten(2, size)
+
+
+class OneOutput(nn.Module):
+    """A :class:`SegmentationGraph` that gives the scores or the label map alone.
+
+    Args:
+        graph: with both.
+        output: "labels" or "logits".
+    """
+
+    def __init__(self, graph: SegmentationGraph, output: str) -> None:
+        super().__init__()
+        self.network = graph  # `graph` is a name that the exporter's own modules use
+        self.index = ("logits", "labels").index(output)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.network(image)[self.index]
+
+
+def exportable_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU without gradients, whose random numbers are drawn once and for all."""
+    model = copy.deepcopy(model).cpu().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, NMF2D) and module.injected_bases is None:
+            module.injected_bases = module.draw_bases(1, torch.device("cpu"))
+    return model
+
+
+def size_multiple(model: PerPixelSegmentor) -> int:
+    """What height and width of the network's input have to be multiples of, at least 1."""
+    return math.lcm(
+        max(model.backbone.size_divisibility, 1), max(model.inference.size_divisibility, 1)
+    )

@@ -1,0 +1,160 @@
+"""Models as ONNX files, checked against PyTorch before anything is written.
+
+The exporter is that of PyTorch's ``torch.export`` (``dynamo=True``): it follows shapes as symbols,
+so that a file is right for every size that it admits, while the older tracer would keep whatever a
+Python integer was in the example. The price is that sizes are admitted by rule:
+
+* fixed: one height and width, any numbers; padding to what the network needs is in the graph;
+* dynamic: multiples of 32 (of more, if the model says so) from 64 on; whoever runs the file pads,
+  with the mean colour, as :class:`offseg_d2.export.OnnxSegmenter` does.
+
+The batch is fixed or dynamic in both.
+"""
+
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offseg_d2.data.atomic_write import write_atomically
+from offseg_d2.export.check import Comparison, ExportMismatchError, compare, sample_images
+from offseg_d2.export.description import KEY, ModelDescription
+from offseg_d2.export.folding import fold
+from offseg_d2.export.graph import SegmentationGraph
+from offseg_d2.export.requirements import require
+from offseg_d2.export.runtime import open_session
+
+OPSET = 18  # the oldest that the exporter writes without converting
+_INPUT, _OUTPUTS = "image", ("logits", "labels")
+
+
+def export_onnx(
+    graph: SegmentationGraph,
+    description: ModelDescription,
+    path: str,
+    *,
+    batches: Sequence[Tensor] | None = None,
+) -> Comparison:
+    """Write an ONNX file, if onnxruntime computes with it what PyTorch computes.
+
+    Args:
+        graph: the model; pads inside exactly if the description has a size.
+        description: becomes part of the file.
+        path: of the file; appears complete or not at all.
+        batches: images to compare on; by default two random ones, of two sizes where possible.
+
+    Returns:
+        how far the two are from each other.
+
+    Raises:
+        ExportMismatchError: if they disagree; nothing is written then.
+        OSError: if a package is not installed or the file cannot be written.
+    """
+    model = build_onnx(graph, description)
+    session = open_session(model.SerializeToString(), path)
+    images = list(batches or check_batches(description))
+    comparison = compare(graph, runner(session), images, graph.tolerance)
+    if not comparison.is_close:
+        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    keep_output(model, description.output)
+    describe_model(model, comparison.recorded_in(description))
+    write_model(model.SerializeToString(), path)
+    return comparison
+
+
+def build_onnx(graph: SegmentationGraph, description: ModelDescription):
+    """Translate the graph: an ``onnx.ModelProto`` with the outputs "logits" and "labels"."""
+    require("onnxscript")
+    example = example_image(description)
+    with torch.no_grad(), _quiet():
+        program = torch.onnx.export(
+            graph.eval(),
+            (example,),
+            dynamo=True,
+            optimize=False,  # see offseg_d2.export.folding
+            verbose=False,
+            opset_version=OPSET,
+            input_names=[_INPUT],
+            output_names=list(_OUTPUTS),
+            dynamic_shapes=dynamic_shapes(description),
+        )
+    assert program is not None, "the exporter gives a program where dynamo is True"
+    return fold(program.model_proto)
+
+
+def example_image(description: ModelDescription) -> Tensor:
+    """Images to follow through the model, of a size that no symbol is mistaken for a constant."""
+    multiple = description.multiple
+    size = description.size or (2 * multiple, 3 * multiple)
+    return sample_images(description.batch or 2, size, input_dtype(description))
+
+
+def check_batches(description: ModelDescription) -> list[Tensor]:
+    """Random images: one as in the export and, where sizes may change, one of another size."""
+    multiple = description.multiple
+    sizes = [description.size or (2 * multiple, 3 * multiple)]
+    if description.size is None:
+        sizes.append((4 * multiple, 5 * multiple))
+    batches = [description.batch or count for count in (1, 3)]
+    pairs = [(batches[0], sizes[0]), (batches[1], sizes[-1])]
+    return [
+        sample_images(batch, size, input_dtype(description), seed=seed)
+        for seed, (batch, size) in enumerate(pairs, start=1)
+    ]
+
+
+def input_dtype(description: ModelDescription) -> torch.dtype:
+    return {"float32": torch.float32, "uint8": torch.uint8}[description.input_type]
+
+
+def dynamic_shapes(description: ModelDescription) -> dict[str, dict] | None:
+    """What may change, for ``torch.export``."""
+    axes: dict[int, object] = {}
+    if description.batch is None:
+        axes[0] = torch.export.Dim("batch", min=1, max=4096)
+    if description.size is None:
+        for axis, name in ((2, "rows"), (3, "columns")):
+            axes[axis] = description.multiple * torch.export.Dim(name, min=2, max=4096)
+    return {_INPUT: axes} if axes else None
+
+
+def runner(session):
+    """A session with both outputs as a function of tensors."""
+
+    def run(images: Tensor) -> tuple[Tensor, Tensor]:
+        logits, labels = session.run(list(_OUTPUTS), {_INPUT: images.numpy()})
+        return torch.from_numpy(logits), torch.from_numpy(np.ascontiguousarray(labels))
+
+    return run
+
+
+def keep_output(model, name: str) -> None:
+    """Remove the other output of a ``ModelProto``; what only it needs goes when it is loaded."""
+    for output in list(model.graph.output):
+        if output.name != name:
+            model.graph.output.remove(output)
+
+
+def describe_model(model, description: ModelDescription) -> None:
+    """Put the description into a ``ModelProto``, in place of what it says so far."""
+    del model.metadata_props[:]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = KEY, description.to_json()
+    model.producer_name, model.producer_version = "offseg_d2", description.version
+
+
+def write_model(content: bytes, path: str) -> None:
+    """Write an ONNX file after onnxruntime has opened it once more."""
+    open_session(content, path)
+    write_atomically(path, content)
+
+
+@contextmanager
+def _quiet():
+    """Without the exporter's remarks on itself."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

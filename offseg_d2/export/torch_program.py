@@ -1,0 +1,85 @@
+"""Models as ``torch.export`` archives (.pt2): for PyTorch, without this package.
+
+Loading such an archive may run code that it brings along: ``torch.export.load`` is for files whose
+origin is trusted. Nothing in this package loads one unless it is named as such.
+"""
+
+import io
+
+import torch
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from offseg_d2.data.atomic_write import write_atomically
+from offseg_d2.export.check import Comparison, ExportMismatchError, compare
+from offseg_d2.export.description import ModelDescription
+from offseg_d2.export.graph import OneOutput, SegmentationGraph
+from offseg_d2.export.onnx_file import check_batches, dynamic_shapes, example_image
+
+DESCRIPTION_FILE = "offseg_d2.json"
+
+
+def export_torch(graph: SegmentationGraph, description: ModelDescription, path: str) -> Comparison:
+    """Write a ``torch.export`` archive, if read back it computes what the model computes.
+
+    Args:
+        graph: the model; pads inside exactly if the description has a size.
+        description: becomes part of the archive.
+        path: of the file; appears complete or not at all.
+
+    Returns:
+        how far the two are from each other.
+
+    Raises:
+        ExportMismatchError: if they disagree; nothing is written then.
+        OSError: if the file cannot be written.
+    """
+    module = OneOutput(graph, description.output).eval()
+    with torch.no_grad():
+        program = torch.export.export(
+            module, (example_image(description),), dynamic_shapes=dynamic_shapes(description)
+        )
+    loaded = torch.export.load(_saved(program, description)).module()  # what was just saved
+    comparison = compare(
+        lambda images: _as_pair(module(images)),
+        lambda images: _as_pair(loaded(images)),
+        check_batches(description),
+        graph.tolerance,
+    )
+    if not comparison.is_close:
+        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    write_atomically(path, _saved(program, comparison.recorded_in(description)).getvalue())
+    return comparison
+
+
+def load_torch(path: str) -> tuple[torch.nn.Module, ModelDescription]:
+    """Read an archive by :func:`export_torch`.
+
+    Args:
+        path: of a file **whose origin is trusted**: reading it may run code.
+
+    Returns:
+        the model, images (B, 3, H, W) RGB 0..255 -> labels or logits; and its description.
+
+    Raises:
+        ValueError: if it has no description by this package.
+    """
+    extra = {DESCRIPTION_FILE: ""}
+    with PathManager.open(path, "rb") as file:
+        content = io.BytesIO(file.read())
+    program = torch.export.load(content, extra_files=extra)
+    return program.module(), ModelDescription.from_json(extra[DESCRIPTION_FILE], path)
+
+
+def _saved(program: torch.export.ExportedProgram, description: ModelDescription) -> io.BytesIO:
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={DESCRIPTION_FILE: description.to_json()})
+    buffer.seek(0)
+    return buffer
+
+
+def _as_pair(output: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores and labels of one output; of a label map no scores can be compared."""
+    if output.is_floating_point():
+        return output, output.argmax(dim=1)
+    return output.new_zeros(1, dtype=torch.float32), output

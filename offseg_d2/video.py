@@ -1,0 +1,117 @@
+"""Frames of video files and cameras, read and written with OpenCV."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from types import TracebackType
+
+import cv2
+import numpy as np
+from detectron2.utils.file_io import PathManager
+
+from offseg_d2.data import DataFileError
+
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+_DEFAULT_RATE = 25.0  # frames a second, where a source says nothing
+
+
+class VideoReader:
+    """Frames of a file or a camera, one after another.
+
+    Args:
+        source: path of a video file, or number of a camera.
+
+    Attributes:
+        rate: frames a second.
+        length: frames that the file says it has; 0 if it is not known.
+
+    Raises:
+        DataFileError: the file is missing or no video.
+        ValueError: there is no such camera.
+    """
+
+    def __init__(self, source: str | int) -> None:
+        self.source = source
+        if isinstance(source, str):
+            if not PathManager.isfile(source):
+                raise DataFileError(f"Video file '{source}' does not exist.")
+            self._capture = cv2.VideoCapture(PathManager.get_local_path(source))
+        else:
+            self._capture = cv2.VideoCapture(source)
+        if not self._capture.isOpened():
+            if isinstance(source, str):
+                raise DataFileError(f"Video file '{source}' cannot be decoded.")
+            raise ValueError(f"`--webcam` must be the number of a camera, but is {source}.")
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 0 < rate < 1000 else _DEFAULT_RATE
+        self.length = max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 BGR frames, until the source ends.
+
+        Raises:
+            DataFileError: the file has no frame that can be decoded.
+        """
+        number = 0
+        with contextlib.closing(self):
+            while True:
+                there, frame = self._capture.read()
+                if not there:
+                    break
+                number += 1
+                yield frame
+        if number == 0 and isinstance(self.source, str):
+            raise DataFileError(f"Video file '{self.source}' has no frame that can be decoded.")
+
+    def close(self) -> None:
+        self._capture.release()
+
+
+class VideoWriter:
+    """Writes frames into an .mp4 file, which appears when it is complete.
+
+    Used as a context: without an error the file is moved to its place, else it is removed.
+
+    Args:
+        path: ends in .mp4.
+        rate: frames a second.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: str, rate: float) -> None:
+        self.path, self.rate = path, rate
+        folder, name = os.path.split(path)
+        self._part = os.path.join(folder, f".part-{os.getpid()}-{name}")
+        self._writer: cv2.VideoWriter | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add a (H, W, 3) uint8 RGB frame; all have the size of the first one."""
+        # The codec wants even sides.
+        frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2, ::-1]
+        if self._writer is None:
+            code = cv2.VideoWriter_fourcc(*"mp4v")
+            size = (frame.shape[1], frame.shape[0])
+            self._writer = cv2.VideoWriter(self._part, code, self.rate, size)
+            if not self._writer.isOpened():
+                raise OSError(f"The video '{self.path}' cannot be written.")
+        self._writer.write(np.ascontiguousarray(frame))
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        # What was filmed until Ctrl-C is what was asked for.
+        if self._writer is not None and (kind is None or kind is KeyboardInterrupt):
+            os.replace(self._part, self.path)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._part)

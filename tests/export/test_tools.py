@@ -1,0 +1,110 @@
+"""tools/export_model.py, and tools/demo.py with its files."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from offseg_d2.config import load_config
+from offseg_d2.export import OnnxSegmenter, export_onnx
+from tests.common import ROOT, seed_all, spread_weights
+from tests.export.tiny import picture, prepared
+
+CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
+SMALL = (
+    *("MODEL.BACKBONE.NAME", "TinyConvs", "MODEL.DEVICE", "cpu"),
+    *("MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME", "SegFormerPixelDecoder"),
+    *("MODEL.SEM_SEG_HEAD.CONVS_DIM", 32, "INPUT.RESIZE.SCALE_TEST", [96, 64]),
+)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A checkpoint of the model of ``SMALL``."""
+    path = tmp_path_factory.mktemp("weights") / "model.pth"
+    seed_all()
+    model = spread_weights(build_model(load_config(str(CONFIG), SMALL)))
+    torch.save({"model": model.state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, loggers):
+    """Calls a script of tools/; returns exit status, output and error text."""
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        status = 0
+        try:
+            runpy.run_path(str(ROOT / "tools" / script), run_name="__main__")
+        except SystemExit as stop:
+            status = stop.code or 0
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+def test_an_exported_file_draws_what_the_checkpoint_draws(call, weights, tmp_path):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    images, file = tmp_path / "images", tmp_path / "model.onnx"
+    images.mkdir()
+    cv2.imwrite(str(images / "one.png"), picture(64, 96))
+    opts = ("--opts", *SMALL, "MODEL.WEIGHTS", weights)
+    status, out, _ = call(
+        *("export_model.py", "--config-file", CONFIG, "--output", file),
+        *("--size", 64, 96, "--batch", 1, *opts),
+    )
+    assert status == 0
+    assert "against PyTorch: largest difference" in out and "same labels at 100.0000 %" in out
+    common = ("--input", images, "--side-by-side", "--output")
+    assert call("demo.py", "--onnx", file, *common, tmp_path / "of_file")[0] == 0
+    assert call("demo.py", "--config-file", CONFIG, *common, tmp_path / "of_model", *opts)[0] == 0
+    drawn = [cv2.imread(str(tmp_path / name / "one.png")) for name in ("of_file", "of_model")]
+    assert np.array_equal(*drawn)
+    assert "shapes_val" not in OnnxSegmenter(str(file)).metadata.name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("--format", "onnx_int8"),
+            "`--calibration-dataset` must be given with `--format onnx_i",
+        ),
+        (("--calibration-dataset", "shapes_train"), "`--calibration-dataset` must be given with"),
+        (("--predict", "colours"), "invalid choice"),
+    ],
+)
+def test_contradicting_arguments_are_told(call, arguments, message):
+    status, _, err = call("export_model.py", "--config-file", CONFIG, "--output", "x", *arguments)
+    assert status == 2 and message in err
+
+
+def test_options_of_the_configuration_do_not_go_with_a_file(call, tmp_path):
+    arguments = ("--onnx", "x.onnx", "--input", tmp_path, "--output", tmp_path / "out")
+    status, _, err = call("demo.py", *arguments, "--opts", "MODEL.DEVICE", "cpu")
+    assert status == 2 and "`--opts` must be absent with `--onnx`" in err
+
+
+def test_a_file_that_is_no_model_is_one_sentence(call, tmp_path):
+    pytest.importorskip("onnxruntime")
+    cv2.imwrite(str(tmp_path / "one.png"), picture(8, 8))
+    (tmp_path / "model.onnx").write_bytes(b"no model")
+    arguments = ("--input", tmp_path / "one.png", "--output", tmp_path / "out")
+    status, _, err = call("demo.py", "--onnx", tmp_path / "model.onnx", *arguments)
+    assert status == 2
+    assert "model.onnx` must be an ONNX model" in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    _, graph, description = prepared("convs")
+    with pytest.raises(OSError, match=r"pip install 'offseg_d2\[export\]'"):
+        export_onnx(graph, description, str(tmp_path / "model.onnx"))

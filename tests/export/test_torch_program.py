@@ -1,0 +1,51 @@
+"""``torch.export`` archives, loaded back, against the model."""
+
+import pytest
+import torch
+
+import offseg_d2.export.torch_program
+from offseg_d2.export import (
+    Comparison,
+    ExportMismatchError,
+    export_torch,
+    load_torch,
+    sample_images,
+)
+from tests.common import assert_close
+from tests.export.tiny import prepared
+
+
+@torch.no_grad()
+def test_a_loaded_archive_is_the_model_at_other_sizes(tmp_path):
+    path = tmp_path / "model.pt2"
+    model, graph, description = prepared("convs", output="logits")
+    comparison = export_torch(graph, description, str(path))
+    program, loaded = load_torch(str(path))
+    assert loaded.classes == description.classes
+    assert loaded.label_agreement == comparison.label_agreement == 1.0
+    for batch, size in ((1, (64, 160)), (3, (96, 64))):
+        images = sample_images(batch, size, torch.float32, seed=7)
+        expected = torch.stack([x["sem_seg"] for x in model([{"image": i} for i in images])])
+        assert_close(program(images), expected)
+
+
+def test_an_archive_that_disagrees_is_not_written(tmp_path, monkeypatch):
+    bad = Comparison(max_difference=1.0, max_score=1.0, label_agreement=0.5, images=1)
+    monkeypatch.setattr(offseg_d2.export.torch_program, "compare", lambda *_: bad)
+    _, graph, description = prepared("convs", size=(64, 64), batch=1)
+    with pytest.raises(ExportMismatchError, match=r"model\.pt2` is not written, as it differs"):
+        export_torch(graph, description, str(tmp_path / "model.pt2"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["labels", "logits"])
+@pytest.mark.parametrize("size", [None, (70, 90)])
+@pytest.mark.parametrize(
+    "name", ["offseg", "segformer", "segnext", "mobilenet_v2", "mask_query", "swin"]
+)
+def test_every_host_is_exported(name, size, output, tmp_path):
+    if name == "swin" and size is None:
+        pytest.skip("Swin is exported for one size only")
+    _, graph, description = prepared(name, size=size, output=output)
+    assert export_torch(graph, description, str(tmp_path / "model.pt2")).is_close
