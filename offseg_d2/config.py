@@ -247,6 +247,9 @@ def _add_test_keys(cfg: CN) -> None:
     cfg.TEST.SEM_SEG.PREDICTION_FORMAT = "class_ids"
     # Measure the Boundary IoU of each class too (Cheng et al., CVPR 2021).
     cfg.TEST.SEM_SEG.BOUNDARY_IOU = False
+    # Images of the first test set that are drawn for TensorBoard at each evaluation of a training,
+    # always the same ones; 0 draws none.
+    cfg.TEST.SEM_SEG.NUM_PICTURES = 4
     # Write metrics.json and report.html into OUTPUT_DIR/inference/<dataset>: "eval_only" (not when
     # a training evaluates), "always" or "never".
     cfg.TEST.SEM_SEG.REPORT = "eval_only"

@@ -141,6 +141,34 @@ def offset_layer(model: nn.Module) -> OffsetClassifier | OffsetMaskPredictor:
 
 
 @torch.no_grad()
+def relative_offsets(layer: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, float]:
+    """Mean lengths of the offsets of one image over those of what they move.
+
+    Args:
+        layer: offset classifier or mask predictor.
+        inputs: what it was called with, batch 1.
+
+    Returns:
+        "class" and "feature"; 0 where that offset is switched off.
+    """
+    features = inputs[-1][0].to(torch.promote_types(inputs[-1].dtype, torch.float32))
+    pixels = features.flatten(1).mT
+    classes = (
+        layer.class_representations if isinstance(layer, OffsetClassifier) else inputs[0][0]
+    ).to(pixels.dtype)
+    with torch.autocast(pixels.device.type, enabled=False):
+        moved_pixels, moved_classes = layer.offset_learning(pixels[None], classes)
+
+    def ratio(moved: Tensor, before: Tensor) -> float:
+        return float(((moved - before).norm(dim=1) / before.norm(dim=1).clamp_min(1e-12)).mean())
+
+    return {
+        "class": ratio(moved_classes[0], classes),
+        "feature": ratio(moved_pixels[0], pixels),
+    }
+
+
+@torch.no_grad()
 def trace_offsets(model: nn.Module, record: dict[str, Any]) -> OffsetTrace:
     """Run a model on one image and keep the terms of its offsets.
 

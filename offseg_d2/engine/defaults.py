@@ -18,7 +18,6 @@ from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import (
-    CommonMetricPrinter,
     EventWriter,
     JSONWriter,
     TensorboardXWriter,
@@ -31,6 +30,8 @@ from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.data import adapt_to_folders
 from offseg_d2.version import __version__
+
+from .watching import ProgressPrinter
 
 logger = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ def default_writers(output_dir: str, max_iter: int) -> list[EventWriter]:
     """Progress lines with the time left, ``metrics.json``, and TensorBoard if it is installed."""
     os.makedirs(output_dir, exist_ok=True)
     writers: list[EventWriter] = [
-        CommonMetricPrinter(max_iter),
+        ProgressPrinter(max_iter),
         JSONWriter(os.path.join(output_dir, "metrics.json")),
     ]
     if importlib.util.find_spec("tensorboard") is not None:

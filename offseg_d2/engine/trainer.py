@@ -39,6 +39,7 @@ from .places import restarts
 from .sampler_state import check_sampler, sampler_state
 from .stopping import StopOnSignalHook
 from .train_loop import Batch, GradScalerState, TrainLoop
+from .watching import OffsetLengthHook, ValidationPictures
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ class Trainer(TrainLoop):
             **({"ema": self.average} if self.average else {}),
         )
         self.last_results: Mapping[str, Any] = {}
+        draws = cfg.DATASETS.TEST and cfg.TEST.SEM_SEG.NUM_PICTURES > 0
+        self._pictures = ValidationPictures(cfg) if draws else None
         self._last_saved = ""
         self.register_hooks(self.build_hooks())
 
@@ -150,6 +153,7 @@ class Trainer(TrainLoop):
         hooks = [
             IterationTimer(),
             LearningRateHook(self.optimizer, self.scheduler),
+            *([] if cfg.MODEL.COMPILE else [self._offset_lengths()]),
             *([WeightAverageHook(self.average)] if self.average else []),
             CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
             StopOnSignalHook(self.save_checkpoint, self.device),
@@ -175,6 +179,9 @@ class Trainer(TrainLoop):
         return hooks
 
     # ------------------------------------------------------------------ run
+
+    def _offset_lengths(self) -> HookBase:
+        return OffsetLengthHook(self.checkpointer.model, self.cfg.SOLVER.LOG_PERIOD)
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and begin at iteration 0.
@@ -258,6 +265,8 @@ class Trainer(TrainLoop):
         broadcast_buffers(self.model)
         with self._averaged(True):
             self.last_results = self.test(self.cfg, self.checkpointer.model)
+            if self._pictures is not None and comm.is_main_process():
+                self._pictures.draw(self.checkpointer.model, self.storage)
         return self.last_results
 
     @classmethod
