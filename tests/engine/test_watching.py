@@ -60,7 +60,7 @@ def test_run_shows_rates_offsets_and_pictures(scenes, tmp_path):
     assert all(event.value > 0 for event in events.Scalars("offset/feature"))
     assert sorted(events.Tags()["images"]) == [f"watched_val/{index}" for index in range(3)]
     picture = events.Images("watched_val/0")
-    assert [event.step for event in picture] == [1, 3]
+    assert [event.step for event in picture] == [1, 4]  # the last after the training
     assert picture[0].width >= 3 * 96
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
     assert any("offset/class" in line for line in lines)
