@@ -10,7 +10,8 @@ low-pass filter (Pillow's filters, which gives other pixels when shrinking), lab
 ``floor(target index * source size / target size)``, and sizes are rounded as written below.
 """
 
-import cv2
+from collections.abc import Callable
+
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data.transforms import (
@@ -21,8 +22,9 @@ from detectron2.data.transforms import (
     Transform,
 )
 
-from .label_map import IGNORE_LABEL
+from .label_map import IGNORE_LABEL, count_ids
 from .photometric import PhotometricDistortion
+from .resizing import Size, Window, resize_image, resize_labels_window
 
 _CROP_ATTEMPTS = 10
 
@@ -70,16 +72,11 @@ class CvResizeTransform(Transform):
 
     def apply_image(self, img: np.ndarray) -> np.ndarray:
         assert img.shape[:2] == (self.h, self.w), (img.shape, self.h, self.w)
-        if (self.new_h, self.new_w) == (self.h, self.w):
-            return img
-        return cv2.resize(img, (self.new_w, self.new_h), interpolation=cv2.INTER_LINEAR)
+        return resize_image(img, (self.new_h, self.new_w))
 
     def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
-        # By indices: cv2.INTER_NEAREST means the same rule, but its floating-point arithmetic
-        # lands one index too low for some sizes where the quotient is whole.
-        rows = np.arange(self.new_h) * self.h // self.new_h
-        columns = np.arange(self.new_w) * self.w // self.new_w
-        return segmentation[rows][:, columns]
+        size = (self.new_h, self.new_w)
+        return resize_labels_window(segmentation, size, (0, 0, *size))
 
     def apply_coords(self, coords: np.ndarray) -> np.ndarray:
         return coords * np.array([self.new_w / self.w, self.new_h / self.h])
@@ -102,10 +99,14 @@ class KeepRatioResize(Augmentation):
         self.scale, self.ratio_range = tuple(scale), tuple(ratio_range)
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        return CvResizeTransform(*image.shape[:2], *self.draw_size(*image.shape[:2]))
+
+    def draw_size(self, height: int, width: int) -> Size:
+        """Draw the new height and width of an image."""
         low, high = self.ratio_range
         ratio = np.random.uniform(low, high) if low < high else low
         target = (int(self.scale[0] * ratio), int(self.scale[1] * ratio))
-        return CvResizeTransform(*image.shape[:2], *keep_ratio_size(*image.shape[:2], target))
+        return keep_ratio_size(height, width, target)
 
 
 class ShortestEdgeResize(Augmentation):
@@ -121,12 +122,15 @@ class ShortestEdgeResize(Augmentation):
         self.edges, self.max_size, self.sampling = tuple(edges), max_size, sampling
 
     def get_transform(self, image: np.ndarray) -> Transform:
+        return CvResizeTransform(*image.shape[:2], *self.draw_size(*image.shape[:2]))
+
+    def draw_size(self, height: int, width: int) -> Size:
+        """Draw the new height and width of an image."""
         if self.sampling == "range":
             edge = np.random.randint(self.edges[0], self.edges[1] + 1)
         else:
             edge = np.random.choice(self.edges)
-        size = shortest_edge_size(*image.shape[:2], int(edge), self.max_size)
-        return CvResizeTransform(*image.shape[:2], *size)
+        return shortest_edge_size(height, width, int(edge), self.max_size)
 
 
 class CategoryLimitedCrop(Augmentation):
@@ -146,20 +150,40 @@ class CategoryLimitedCrop(Augmentation):
 
     def get_transform(self, image: np.ndarray, sem_seg: np.ndarray | None) -> Transform:
         height, width = image.shape[:2]
-        crop_h, crop_w = min(self.size[0], height), min(self.size[1], width)
+
+        def cut(window: Window) -> np.ndarray:
+            y, x, crop_h, crop_w = window
+            return sem_seg[y : y + crop_h, x : x + crop_w]
+
+        y, x, crop_h, crop_w = self.draw_window(height, width, None if sem_seg is None else cut)
         if (crop_h, crop_w) == (height, width):
             return NoOpTransform()
+        return CropTransform(x, y, crop_w, crop_h, width, height)
+
+    def draw_window(
+        self, height: int, width: int, labels_in: Callable[[Window], np.ndarray] | None
+    ) -> Window:
+        """Draw the crop of an image.
+
+        Args:
+            height, width: of the image, in pixels.
+            labels_in: gives the train ids within a window; None takes the first crop.
+        """
+        crop_h, crop_w = min(self.size[0], height), min(self.size[1], width)
+        if (crop_h, crop_w) == (height, width):
+            return (0, 0, height, width)
         for attempt in range(_CROP_ATTEMPTS + 1):
             y = np.random.randint(0, height - crop_h + 1)
             x = np.random.randint(0, width - crop_w + 1)
-            if sem_seg is None or self.max_area >= 1.0 or attempt == _CROP_ATTEMPTS:
+            window = (y, x, crop_h, crop_w)
+            if labels_in is None or self.max_area >= 1.0 or attempt == _CROP_ATTEMPTS:
                 break
-            if self._is_mixed(sem_seg[y : y + crop_h, x : x + crop_w]):
+            if self._is_mixed(labels_in(window)):
                 break
-        return CropTransform(x, y, crop_w, crop_h, width, height)
+        return window
 
     def _is_mixed(self, labels: np.ndarray) -> bool:
-        counts = np.bincount(labels.ravel(), minlength=256)
+        counts = count_ids(labels)
         counts[IGNORE_LABEL] = 0
         return np.count_nonzero(counts) >= 2 and counts.max() / counts.sum() < self.max_area
 

@@ -14,7 +14,8 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import Instances
 
 from .augmentation import build_augmentations
-from .image_io import DataFileError, read_image
+from .fused import ResizeCrop, fuse
+from .image_io import DataFileError, EncodedImage
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,
@@ -33,10 +34,13 @@ class SemSegDatasetMapper:
 
     Args:
         is_train: also yield the label map; at test it is left to the evaluator.
-        augmentations: applied in order to the BGR uint8 image and the train ids.
+        augmentations: applied in order to the BGR uint8 image and the train ids, in the form that
+            :func:`offseg_d2.data.fused.fuse` gives them.
         image_format: "RGB" or "BGR" of the yielded image.
         label_lut: table of the dataset's label map; needed in training.
         with_instances: in training also yield one binary mask for each class that is present.
+        reduced_jpeg_decoding: in training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it
+            is resized to less than that; pixels differ a little.
     """
 
     @configurable
@@ -48,6 +52,7 @@ class SemSegDatasetMapper:
         image_format: str = "RGB",
         label_lut: LabelLut | None = None,
         with_instances: bool = False,
+        reduced_jpeg_decoding: bool = False,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(
@@ -56,10 +61,11 @@ class SemSegDatasetMapper:
         if is_train and label_lut is None:
             raise ValueError("`label_lut` must be given for training, but is None.")
         self.is_train = is_train
-        self.augmentations = AugmentationList(augmentations)
+        self.augmentations = AugmentationList(fuse(augmentations))
         self.image_format = image_format
         self.label_lut = label_lut
         self.with_instances = with_instances
+        self.reduced_jpeg_decoding = reduced_jpeg_decoding and is_train
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -72,6 +78,7 @@ class SemSegDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
             "label_lut": lut,
             "with_instances": _with_instances(cfg.INPUT.DATASET_MAPPER_NAME),
+            "reduced_jpeg_decoding": cfg.INPUT.REDUCED_JPEG_DECODING,
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -91,12 +98,8 @@ class SemSegDatasetMapper:
             DataFileError: image or label cannot be used; names the file.
         """
         sample = dict(dataset_dict)
-        image = read_image(sample["file_name"])
-        _check_recorded_size(sample, image)
-        sample["height"], sample["width"] = image.shape[:2]
-        sem_seg = self._read_labels(sample, image) if self.is_train else None
-        aug_input = AugInput(image, sem_seg=sem_seg)
-        self.augmentations(aug_input)
+        encoded = EncodedImage(sample["file_name"])
+        aug_input = self._augment_reduced(sample, encoded) or self._augment(sample, encoded)
         sample["image"] = _to_planes(aug_input.image, swap=self.image_format == "RGB")
         if aug_input.sem_seg is not None:
             sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
@@ -104,15 +107,39 @@ class SemSegDatasetMapper:
                 sample["instances"] = class_instances(sample["sem_seg"])
         return sample
 
-    def _read_labels(self, sample: dict[str, Any], image: np.ndarray) -> np.ndarray:
+    def _augment(self, sample: dict[str, Any], encoded: EncodedImage) -> AugInput:
+        image = encoded.decode()
+        _note_size(sample, image.shape[:2])
+        aug_input = AugInput(image, sem_seg=self._read_labels(sample) if self.is_train else None)
+        self.augmentations(aug_input)
+        return aug_input
+
+    def _augment_reduced(self, sample: dict[str, Any], encoded: EncodedImage) -> AugInput | None:
+        """Draw how the image is resized before it is decoded; None if that cannot be done."""
+        if not (self.reduced_jpeg_decoding and self.augmentations.augs):
+            return None
+        first, *others = self.augmentations.augs
+        size = encoded.upright_jpeg_size() if isinstance(first, ResizeCrop) else None
+        if size is None:
+            return None
+        _note_size(sample, size)
+        sem_seg = self._read_labels(sample)
+        transform = first.draw(size, sem_seg)
+        image = transform.apply_reduced(encoded.decode(transform.reduction))
+        aug_input = AugInput(image, sem_seg=transform.apply_segmentation(sem_seg))
+        AugmentationList(others)(aug_input)
+        return aug_input
+
+    def _read_labels(self, sample: dict[str, Any]) -> np.ndarray:
         path = sample.get("sem_seg_file_name")
         if path is None:
             raise DataFileError(f"Image '{sample['file_name']}' has no label file to train with.")
         sem_seg = read_label_map(path, self.label_lut)
-        if sem_seg.shape != image.shape[:2]:
+        if sem_seg.shape != (sample["height"], sample["width"]):
             raise DataFileError(
                 f"Label file '{path}' must have the size of its image, but has "
-                f"{_size(sem_seg)} and '{sample['file_name']}' has {_size(image)} (width x height)."
+                f"{_size(sem_seg.shape)} and '{sample['file_name']}' has "
+                f"{_size((sample['height'], sample['width']))} (width x height)."
             )
         return sem_seg
 
@@ -152,14 +179,15 @@ def _with_instances(name: str) -> bool:
     return _MAPPERS[name]
 
 
-def _check_recorded_size(sample: dict[str, Any], image: np.ndarray) -> None:
-    height, width = image.shape[:2]
-    recorded = sample.get("height", height), sample.get("width", width)
-    if recorded != (height, width):
+def _note_size(sample: dict[str, Any], size: tuple[int, int]) -> None:
+    """Check the height and width that the dataset records, or record those of the image."""
+    recorded = sample.get("height", size[0]), sample.get("width", size[1])
+    if recorded != size:
         raise DataFileError(
-            f"Image file '{sample['file_name']}' must be {recorded[1]}x{recorded[0]} as its "
-            f"dataset records it, but is {_size(image)} (width x height)."
+            f"Image file '{sample['file_name']}' must be {_size(recorded)} as its "
+            f"dataset records it, but is {_size(size)} (width x height)."
         )
+    sample["height"], sample["width"] = size
 
 
 def _to_planes(image: np.ndarray, swap: bool) -> torch.Tensor:
@@ -170,5 +198,5 @@ def _to_planes(image: np.ndarray, swap: bool) -> torch.Tensor:
     return torch.from_numpy(planes)
 
 
-def _size(array: np.ndarray) -> str:
-    return f"{array.shape[1]}x{array.shape[0]}"
+def _size(size: tuple[int, int]) -> str:
+    return f"{size[1]}x{size[0]}"

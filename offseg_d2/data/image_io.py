@@ -4,13 +4,77 @@ Pixels are what OpenCV decodes, EXIF orientation applied, because the published 
 obtained that way; other decoders round differently.
 """
 
+import io
+
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
+from PIL import ExifTags, Image
+
+_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+_JPEG_MAGIC = b"\xff\xd8\xff"
+_UPRIGHT = 1  # of EXIF's orientations
 
 
 class DataFileError(ValueError):
     """A file of a dataset cannot be used; the message names the file and says why."""
+
+
+class EncodedImage:
+    """Content of an image file, read but not decoded.
+
+    Args:
+        path: file name, opened through iopath's PathManager.
+
+    Raises:
+        DataFileError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self._content = path, read_bytes(path, "Image")
+
+    def upright_jpeg_size(self) -> tuple[int, int] | None:
+        """Height and width in the header of a JPEG that need not be turned; else None.
+
+        Turned at reduced scale, an image could begin within a pixel: its last row or column may
+        stand for less than the others.
+        """
+        if not self._content.startswith(_JPEG_MAGIC):
+            return None
+        try:
+            with Image.open(io.BytesIO(self._content)) as image:
+                upright = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) == _UPRIGHT
+                return image.size[::-1] if upright else None
+        # Pillow's errors for a broken header; what is wrong with it, decoding will tell.
+        except (OSError, SyntaxError, ValueError, TypeError):
+            return None
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        """Decode.
+
+        Args:
+            reduction: 1, or 2, 4 or 8 for a JPEG at that fraction of its scale, rounded up.
+
+        Returns:
+            (H, W, 3) uint8, BGR, 0..255, EXIF orientation applied.
+
+        Raises:
+            DataFileError: the file is empty, truncated or no image.
+        """
+        encoded = np.frombuffer(self._content, dtype=np.uint8)
+        # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
+        image = cv2.imdecode(encoded, _FLAGS[reduction]) if encoded.size else None
+        if image is None:
+            raise DataFileError(
+                f"Image file '{self.path}' must be a complete image that OpenCV can decode, "
+                f"but is {_state(encoded.size)}."
+            )
+        return image
 
 
 def read_image(path: str) -> np.ndarray:
@@ -25,15 +89,7 @@ def read_image(path: str) -> np.ndarray:
     Raises:
         DataFileError: the file is missing, empty, truncated or no image.
     """
-    encoded = np.frombuffer(read_bytes(path, "Image"), dtype=np.uint8)
-    # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
-    image = cv2.imdecode(encoded, cv2.IMREAD_COLOR) if encoded.size else None
-    if image is None:
-        raise DataFileError(
-            f"Image file '{path}' must be a complete image that OpenCV can decode, "
-            f"but is {_state(encoded.size)}."
-        )
-    return image
+    return EncodedImage(path).decode()
 
 
 def read_bytes(path: str, kind: str) -> bytes:

@@ -63,16 +63,30 @@ def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.nda
     """
     lut = label_map if isinstance(label_map, LabelLut) else build_lut(label_map)
     raw = read_raw_labels(path)
-    counts = np.bincount(raw.ravel(), minlength=256)
-    unknown = np.flatnonzero((counts > 0) & ~lut.valid)
-    if unknown.size:
-        ids = ", ".join(str(i) for i in unknown[:_MAX_IDS_SHOWN])
-        more = ", ..." if unknown.size > _MAX_IDS_SHOWN else ""
-        raise DataFileError(
-            f"Label file '{path}' must hold ids of the label map only "
-            f"({_ranges(np.flatnonzero(lut.valid))}), but holds {ids}{more}."
-        )
-    return cv2.LUT(raw, lut.values)
+    # Ids that are not in the map become one that nothing is mapped to, which is quick to look for.
+    mark = np.argmin(np.bincount(lut.values[lut.valid], minlength=256)).astype(np.uint8)
+    train_ids = cv2.LUT(raw, np.where(lut.valid, lut.values, mark))
+    if not lut.valid.all() and (train_ids == mark).any():
+        raise DataFileError(_unknown_ids(path, raw, lut))
+    return train_ids
+
+
+def _unknown_ids(path: str, raw: np.ndarray, lut: LabelLut) -> str:
+    unknown = np.flatnonzero((count_ids(raw) > 0) & ~lut.valid)
+    ids = ", ".join(str(i) for i in unknown[:_MAX_IDS_SHOWN])
+    more = ", ..." if unknown.size > _MAX_IDS_SHOWN else ""
+    return (
+        f"Label file '{path}' must hold ids of the label map only "
+        f"({_ranges(np.flatnonzero(lut.valid))}), but holds {ids}{more}."
+    )
+
+
+def count_ids(labels: np.ndarray) -> np.ndarray:
+    """Count the pixels of each id: (H, W) uint8 -> (256,) int64."""
+    # A fifth of np.bincount's time; but float32 counts exactly to 2**24 only.
+    if labels.size < 1 << 24:
+        return cv2.calcHist([labels], [0], None, [256], [0, 256]).ravel().astype(np.int64)
+    return np.bincount(labels.ravel(), minlength=256)
 
 
 def read_raw_labels(path: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from offseg_d2.data import DataFileError, build_lut, describe_label_map, read_label_map
-from offseg_d2.data.label_map import joint_metadata, label_map_of
+from offseg_d2.data.label_map import count_ids, joint_metadata, label_map_of
 from tests.data.common import write_label
 
 
@@ -111,3 +111,29 @@ def test_label_map_is_told_in_one_line(metadata):
     assert describe_label_map(city) == (
         "3 classes; raw ids 0-1 -> ignored, 7-8 -> 0-1, 11 -> 2, 255 -> ignored"
     )
+
+
+def test_every_id_of_a_byte_can_be_mapped(tmp_path):
+    raw = np.arange(256).reshape(16, 16)
+    write_label(tmp_path / "a.png", raw)
+    turned = {i: 255 - i for i in range(256)}
+    assert np.array_equal(read_label_map(str(tmp_path / "a.png"), turned), 255 - raw)
+
+
+def test_unmapped_id_is_found_whatever_train_ids_are_used(tmp_path):
+    write_label(tmp_path / "a.png", np.array([[0, 9]]))
+    for train_ids in (range(8), range(248, 256), [0] * 8, [255] * 8):
+        label_map = dict(enumerate(train_ids))
+        with pytest.raises(DataFileError, match=r"\(0-7\), but holds 9\.$"):
+            read_label_map(str(tmp_path / "a.png"), label_map)
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (4100, 4100)])
+def test_ids_are_counted_exactly_beyond_the_precision_of_float32(shape):
+    labels = np.full(shape, 7, np.uint8)
+    labels[::3, 1] = 200
+    counts = count_ids(labels[:, 1:])
+    height, width = shape
+    ones = -(-height // 3)
+    assert counts[200] == ones and counts[7] == height * (width - 1) - ones
+    assert counts.sum() == height * (width - 1)
