@@ -62,7 +62,7 @@ setup(
     ],
     extras_require={
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
-        "export": ["onnx", "onnxruntime"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
         "timm": ["timm"],
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "video": ["av"],

@@ -40,10 +40,10 @@ def prepare_export(
     """
     slides = cfg.TEST.SEM_SEG.MODE == "slide"
     window = tuple(cfg.TEST.SEM_SEG.CROP_SIZE)
-    if size is None and isinstance(getattr(model, "backbone", None), Swin):
+    if (size is None or batch is None) and isinstance(getattr(model, "backbone", None), Swin):
         raise ValueError(
-            "`size` must be given to export a Swin backbone, whose windows and masks are those of "
-            "one image size, but is not."
+            "`size` and `batch` must be given to export a Swin backbone, whose windows and masks "
+            f"are those of one input, but are {size} and {batch}."
         )
     if size is not None and min(size) < 1:
         raise ValueError(f"`size` must be two positive numbers, but is {size}.")

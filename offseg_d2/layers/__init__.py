@@ -7,6 +7,7 @@ from offseg_d2.layers.drop_path import ChannelDropout, DropPath, drop_path_rates
 from offseg_d2.layers.freq_fusion import FreqFusion, LocalSimilaritySampler, neighbour_similarity
 from offseg_d2.layers.matrix_decomposition import NMF2D, Hamburger
 from offseg_d2.layers.ms_deform_attn import MSDeformAttn
+from offseg_d2.layers.norm_gelu_conv import norm_gelu_conv
 from offseg_d2.layers.point_sampling import (
     PointSource,
     sample_points,
@@ -16,6 +17,7 @@ from offseg_d2.layers.point_sampling import (
 from offseg_d2.layers.position_encoding import sine_position_encoding
 from offseg_d2.layers.resampling import Resampling, bilinear, identity, resample
 from offseg_d2.layers.resized_argmax import interpolated_argmax, label_dtype
+from offseg_d2.layers.resized_cross_entropy import resized_cross_entropy
 from offseg_d2.layers.weight_init import fan_out_normal_
 
 __all__ = [
@@ -39,7 +41,9 @@ __all__ = [
     "interpolated_argmax",
     "label_dtype",
     "neighbour_similarity",
+    "norm_gelu_conv",
     "resample",
+    "resized_cross_entropy",
     "sample_points",
     "sine_position_encoding",
     "uncertain_points",

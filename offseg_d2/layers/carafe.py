@@ -18,7 +18,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from offseg_d2.layers.first_derivative import first_derivative_only
 
 _CPU_CHUNK = 2**19  # output values that are worked on at once
 
@@ -51,7 +52,7 @@ def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) 
     dtype = torch.promote_types(features.dtype, kernels.dtype)
     out_dtype = features.dtype
     features, kernels = features.to(dtype), _split_sub_grids(kernels.to(dtype), scale)
-    if features.device.type == "cpu":
+    if features.device.type == "cpu" and not torch.compiler.is_compiling():
         # In small parts of the batch the maps stay in the cache; a GPU would rather see it whole.
         samples = max(1, _CPU_CHUNK * batch // (features.numel() * scale * scale))
         pairs = zip(features.split(samples), kernels.split(samples), strict=True)
@@ -114,7 +115,7 @@ class _Reassemble(torch.autograd.Function):
         return _reassemble(features, kernels, kernel_size)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         features, kernels = ctx.saved_tensors
         height, width = features.shape[-2:]
@@ -122,11 +123,13 @@ class _Reassemble(torch.autograd.Function):
         padded = F.pad(features, margin)
         grad_padded = torch.zeros_like(padded)
         grad_kernels = torch.empty_like(kernels)
+        products = torch.empty_like(grad_out)  # one buffer for all taps
         views = _tap_views(padded, ctx.kernel_size, height, width)
         grad_views = _tap_views(grad_padded, ctx.kernel_size, height, width)
         for tap, (view, grad_view) in enumerate(zip(views, grad_views, strict=True)):
             for sub_grid in range(kernels.shape[1]):
                 grad_view.addcmul_(grad_out[:, sub_grid], kernels[:, sub_grid, tap, None])
-            grad_kernels[:, :, tap] = (grad_out * view[:, None]).sum(2)
+            torch.mul(grad_out, view[:, None], out=products)
+            torch.sum(products, dim=2, out=grad_kernels[:, :, tap])
         grad_features = F.pad(grad_padded, [-m for m in margin])
         return grad_features, grad_kernels, None

@@ -76,8 +76,8 @@ class NMF2D(nn.Module):
             pixels = features.to(dtype).flatten(2)  # Z (B, D, N)
             bases = self.injected_bases
             if bases is None:
-                bases = self.draw_bases(len(pixels), pixels.device)
-            bases = bases.to(pixels).expand(len(pixels), -1, -1)
+                bases = self.draw_bases(pixels.shape[0], pixels.device)
+            bases = bases.to(pixels).expand(pixels.shape[0], -1, -1)
             steps = self.train_steps if self.training else self.eval_steps
             bases, coefficients = factorise(pixels, bases, steps)
             rebuilt = bases @ coefficients.mT  # (B, D, N)

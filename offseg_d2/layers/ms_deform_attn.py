@@ -176,7 +176,9 @@ class MSDeformAttn(nn.Module):
             offsets = self.sampling_offsets(queries).unflatten(2, (*self.points_shape, 2))
             weights = self.attention_weights(queries).unflatten(2, (heads, -1))
             weights = weights.softmax(dim=3).unflatten(3, self.points_shape[1:])
-            extent = offsets.new_tensor([(width, height) for height, width in level_sizes])
+            # Not one tensor of all numbers: an export would keep those of its example.
+            sides = [side for height, width in level_sizes for side in (width, height)]
+            extent = torch.stack([offsets.new_full((), side) for side in sides]).view(-1, 2)
             reference = reference_points[:, None, None, None]  # (Q, 1, 1, 1, 2)
             locations = torch.addcdiv(reference, offsets, extent[:, None])  # (B, Q, h, L, P, 2)
             values = values.to(dtype).unflatten(2, (heads, -1))

@@ -89,20 +89,18 @@ class OffsetLearning(nn.Module):
             representations: W (B, K, C) or (K, C).
 
         Returns:
-            (B, N, K) scores of the aligned pair.
+            (B, N, K) scores of the aligned pair, a transposed view of (B, K, N).
         """
         representations = representations.expand(pixel_features.shape[0], -1, -1)
-        coupled_similarity = pixel_features @ representations.mT  # (B, N, K)        eq. A
-        aligned_classes = representations
+        # One row of pixels per class: both softmaxes and all products are fastest that way.
+        coupled_similarity = representations @ pixel_features.mT  # (B, K, N)        eq. A
+        aligned_classes, scores = representations, coupled_similarity
         if self.class_offset_proj is not None:
-            # A contiguous row per class: sums over thousands of pixels round less that way.
-            attention = coupled_similarity.mT.contiguous().softmax(dim=2)  # (B, K, N)
-            class_offset = self.class_offset_proj(attention @ pixel_features)
+            attention = coupled_similarity.softmax(dim=2)  # (B, K, N), over the pixels
+            class_offset = self.class_offset_proj(attention @ pixel_features)  # (B, K, C)
             aligned_classes = representations + class_offset  #                      eq. W'
-            scores = pixel_features @ aligned_classes.mT
-        else:
-            scores = coupled_similarity
+            scores = aligned_classes @ pixel_features.mT
         if self.feature_offset_proj is not None:
-            mixing = self.feature_offset_proj(representations) @ aligned_classes.mT  # M (B, K, K)
-            scores = torch.baddbmm(scores, coupled_similarity.softmax(dim=2), mixing)
-        return scores
+            mixing = aligned_classes @ self.feature_offset_proj(representations).mT  # M^T (B, K, K)
+            scores = torch.baddbmm(scores, mixing, coupled_similarity.softmax(dim=1))
+        return scores.mT

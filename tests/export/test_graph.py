@@ -11,6 +11,11 @@ from tests.common import assert_close
 from tests.export.tiny import CLASSES, COLORS, METADATA, prepared, tiny
 
 
+@pytest.fixture(scope="module")
+def swin():
+    return tiny("swin")
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["offseg", "segformer", "mask_query", "mobilenet_v2", "segnext"])
 def test_the_graph_gives_scores_and_labels_of_the_model(name):
@@ -91,9 +96,10 @@ def test_what_cannot_be_exported_is_one_sentence(opts, options, message):
         prepared("convs", *opts, **options)
 
 
-def test_a_swin_backbone_needs_a_fixed_size():
-    with pytest.raises(ValueError, match="`size` must be given to export a Swin backbone"):
-        prepared("swin")
+@pytest.mark.parametrize("options", [{}, {"size": (64, 64)}, {"batch": 1}])
+def test_a_swin_backbone_needs_a_fixed_size_and_batch(swin, options):
+    with pytest.raises(ValueError, match="`size` and `batch` must be given to export a Swin"):
+        prepare_export(*swin, METADATA, **options)
 
 
 def test_foreign_models_and_models_in_training_are_refused():

@@ -17,6 +17,7 @@ from offseg_d2.checkpoint.key_tables import KEY_MAPS
 from offseg_d2.config import load_config
 from offseg_d2.modeling import EfficientFormerV2
 from offseg_d2.modeling.meta_arch import InferenceSettings, window_origins
+from offseg_d2.modeling.meta_arch.inference import resize_logits
 from tests.golden import parity_rules
 from tests.parity.case import (
     PIPELINE_TOLERANCE,
@@ -322,11 +323,13 @@ def _record_accuracy(model: nn.Module) -> list[float]:
     accuracy: list[float] = []
     losses = model.sem_seg_head.losses
 
-    def keep(logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def keep(logits: Tensor, targets: Tensor, resized: tuple[int, int]) -> dict[str, Tensor]:
+        height, width = targets.shape[-2:]
+        full = resize_logits(logits.detach(), resized)[..., :height, :width]
         labelled = targets != 255
-        correct = (logits.argmax(1) == targets) & labelled
+        correct = (full.argmax(1) == targets) & labelled
         accuracy.append(100.0 * correct.sum().item() / labelled.sum().item())
-        return losses(logits, targets)
+        return losses(logits, targets, resized)
 
     model.sem_seg_head.losses = keep
     return accuracy

@@ -11,12 +11,11 @@ Shapes: B batch, C channels.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
 from torch import Tensor, nn
 
-from offseg_d2.layers import ConvBN, DropPath, drop_path_rates
+from offseg_d2.layers import ConvBN, DropPath, drop_path_rates, norm_gelu_conv
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import (
     Attention,
     DownsamplingAttention,
@@ -96,9 +95,8 @@ class ConvMlp(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        hidden = F.gelu(self.norm1(self.fc1(features)))
-        hidden = F.gelu(self.mid_norm(self.mid(hidden)))
-        return self.norm2(self.fc2(hidden))
+        hidden = norm_gelu_conv(self.fc1(features), self.norm1, self.mid)
+        return self.norm2(norm_gelu_conv(hidden, self.mid_norm, self.fc2))
 
 
 class Block(nn.Module):
@@ -123,9 +121,9 @@ class Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         if self.token_mixer is not None:
-            branch = self.layer_scale_1 * self.token_mixer(features)
-            features = features + self.drop_path(branch)
-        return features + self.drop_path(self.layer_scale_2 * self.mlp(features))
+            branch = self.drop_path(self.token_mixer(features))
+            features = torch.addcmul(features, self.layer_scale_1, branch)
+        return torch.addcmul(features, self.layer_scale_2, self.drop_path(self.mlp(features)))
 
 
 class Downsample(nn.Module):
@@ -169,6 +167,9 @@ class EfficientFormerV2(Backbone):
     Raises:
         ValueError: if ``variant`` or an output is unknown.
     """
+
+    # Channels innermost: depth-wise convolutions on a CPU are faster so, 1x1 ones no slower.
+    memory_format = torch.channels_last
 
     @configurable
     def __init__(
@@ -234,7 +235,7 @@ class EfficientFormerV2(Backbone):
         Returns:
             "res2".."res5" at strides 4, 8, 16, 32.
         """
-        features = self.stem(image)
+        features = self.stem(image.contiguous(memory_format=self.memory_format))
         outputs = {}
         for level, stage in enumerate(self.stages):
             if level > 0:

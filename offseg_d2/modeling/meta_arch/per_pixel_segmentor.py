@@ -35,7 +35,9 @@ class PerPixelSegmentor(nn.Module):
 
     Args:
         backbone: image -> feature pyramid; its ``size_divisibility`` is respected by padding.
-        sem_seg_head: feature pyramid -> logits (B, K, h, w) at any stride; has ``losses``.
+        sem_seg_head: feature pyramid -> logits (B, K, h, w) at any stride; has
+            ``losses(logits, targets)``, which gets logits at the size of the targets, unless an
+            attribute ``resizes_in_loss`` says that it does that itself (see `PerPixelHead`).
         pixel_mean: per channel, in the value range 0..255.
         pixel_std: per channel, in the value range 0..255.
         train_size: (height, width) to which smaller training images are padded, in pixels.
@@ -183,8 +185,6 @@ class PerPixelSegmentor(nn.Module):
         """Normalised (B, 3, H, W) of any size -> logits (B, K, H, W)."""
         height, width = images.shape[-2:]
         logits, resized = self._forward_logits(images)
-        if self.training:
-            logits = logits.contiguous()  # the loss is faster on this layout, inference slower
         return resize_logits(logits, resized)[..., :height, :width]
 
     def forward_scores(self, images: Tensor) -> list[Scores]:
@@ -221,6 +221,9 @@ class PerPixelSegmentor(nn.Module):
         targets = torch.stack(
             [pad_to(x["sem_seg"].to(self.device), height, width, ignore) for x in batched_inputs]
         )
+        if getattr(self.sem_seg_head, "resizes_in_loss", False):  # a few rows at a time
+            logits, resized = self._forward_logits(batch)
+            return self.sem_seg_head.losses(logits, targets, resized)
         return self.sem_seg_head.losses(self.forward_network(batch), targets)
 
 

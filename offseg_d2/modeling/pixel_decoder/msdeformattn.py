@@ -120,7 +120,8 @@ def pixel_centres(size: tuple[int, int], like: Tensor) -> Tensor:
     height, width = size
     ys = (torch.arange(height, dtype=like.dtype, device=like.device) + 0.5) / height
     xs = (torch.arange(width, dtype=like.dtype, device=like.device) + 0.5) / width
-    return torch.stack([xs.repeat(height), ys.repeat_interleave(width)], dim=1)
+    grid = [xs.expand(height, width), ys[:, None].expand(height, width)]
+    return torch.stack(grid, dim=2).flatten(0, 1)
 
 
 @PIXEL_DECODER_REGISTRY.register()

@@ -4,12 +4,12 @@ Which pixel decoder and which classifier is a matter of configuration; there is 
 """
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from offseg_d2.layers import resized_cross_entropy
 from offseg_d2.modeling.classifiers import build_classifier
 from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
 from offseg_d2.modeling.sem_seg_head.common import select_features
@@ -25,6 +25,9 @@ class PerPixelHead(nn.Module):
         ignore_value: label of pixels that do not count.
         loss_weight: factor on the loss.
     """
+
+    # `losses` takes logits at their own stride and resizes them itself.
+    resizes_in_loss = True
 
     @configurable
     def __init__(
@@ -64,16 +67,23 @@ class PerPixelHead(nn.Module):
         pixel_features = self.pixel_decoder(features)[0]
         return self.classifier(pixel_features)
 
-    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, logits: Tensor, targets: Tensor, resized: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
         """Cross-entropy, summed over the labelled pixels and divided by *all* pixels.
 
         Dividing by all pixels, ignored and padded ones included, is what the authors' training
         does; it weighs batches with few labelled pixels less.
 
         Args:
-            logits: (B, K, H, W).
+            logits: (B, K, h, w).
             targets: (B, H, W) int64, class ids or ``ignore_value``.
+            resized: (height, width) to which the logits are resized, of which the upper left H x W
+                count; by default they have the size of the targets already.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        height, width = resized or logits.shape[-2:]
+        loss = resized_cross_entropy(
+            logits, targets, (height, width), ignore_index=self.ignore_value
+        )
         return {"loss_sem_seg": loss * (self.loss_weight / targets.numel())}

@@ -218,7 +218,7 @@ class MaskedAttentionDecoder(nn.Module):
             self._keys_and_values(memory, embed)
             for memory, embed in zip(memories, self.level_embed.weight, strict=True)
         ]
-        queries = self.query_feat.weight.expand(len(mask_features), -1, -1)  # (B, Q, C)
+        queries = self.query_feat.weight.expand(mask_features.shape[0], -1, -1)  # (B, Q, C)
         position = self.query_embed.weight
         predictions = [self.predict(queries, mask_features)]
         for i, (cross_attention, self_attention, feed_forward) in enumerate(

@@ -1,0 +1,190 @@
+"""Time and memory of a training step, against the authors' order of operations.
+
+::
+
+    python benchmarks/training_step.py [--config-file FILE ...] [--output FILE]
+
+Forward and backward pass of one batch, in both forms of the same model with the same weights:
+
+baseline  the authors' order of operations (``authors_order``), every layer a module of its own,
+          logits resized to the image before the cross-entropy;
+ours      the model as it is trained.
+
+Times are taken in turn in one process. Peak memory is that of a process for each form, as the
+operating system reports it; `libraries` is what such a process takes before the first step.
+The optimizer's step is the same in both forms and is not counted.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from authors_order import authors_order
+from common import machine, write_json
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.file_io import PathManager
+from torch import Tensor, nn
+
+import offseg_d2.modeling  # noqa: F401  (registers the models)
+from offseg_d2.config import load_config
+from offseg_d2.modeling.backbone.efficientformer_v2 import ConvMlp, EfficientFormerV2
+
+MODELS = os.path.join(os.path.dirname(__file__), "..", "configs", "base", "models")
+DEFAULT = ("offseg_t", "segformer_b0", "segnext_t", "mask2former_offseg_t")
+NUM_CLASSES = 150
+FORMS = ("baseline", "ours")
+MEGABYTE = 2**20
+
+
+class PlainConvMlp(ConvMlp):
+    """Every layer keeps what it needs for the backward pass."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        hidden = F.gelu(self.norm1(self.fc1(features)))
+        hidden = F.gelu(self.mid_norm(self.mid(hidden)))
+        return self.norm2(self.fc2(hidden))
+
+
+def in_form(model: nn.Module, form: str) -> nn.Module:
+    """The model itself or a baseline copy, in training mode."""
+    if form == "baseline":
+        model = authors_order(model)
+        for module in model.modules():
+            if type(module) is ConvMlp:
+                module.__class__ = PlainConvMlp
+            if isinstance(module, EfficientFormerV2):
+                module.memory_format = torch.contiguous_format
+            if hasattr(module, "resizes_in_loss"):
+                module.resizes_in_loss = False
+    return model.train()
+
+
+def build(config_file: str) -> nn.Module:
+    options = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", NUM_CLASSES]
+    torch.manual_seed(0)
+    return build_model(load_config(config_file, options))
+
+
+def make_batch(batch: int, size: int) -> list[dict]:
+    """Noise images, blocks of 32 x 32 pixels of one class each."""
+    generator = torch.Generator().manual_seed(0)
+    records = []
+    for _ in range(batch):
+        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+        blocks = torch.randint(0, NUM_CLASSES, (size // 32 + 1,) * 2, generator=generator)
+        labels = blocks.repeat_interleave(32, 0).repeat_interleave(32, 1)[:size, :size]
+        classes = labels.unique()[:20]
+        masks = labels == classes[:, None, None]
+        instances = Instances((size, size), gt_classes=classes, gt_masks=masks)
+        records.append({"image": image, "sem_seg": labels, "instances": instances})
+    return records
+
+
+def step(model: nn.Module, records: list[dict]) -> tuple[float, float]:
+    """Seconds and loss of one forward and backward pass."""
+    model.zero_grad(set_to_none=True)
+    torch.manual_seed(0)  # dropped paths and random points
+    start = time.perf_counter()
+    loss = sum(model(records).values())
+    loss.backward()
+    return time.perf_counter() - start, loss.item()
+
+
+def peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+
+
+def memory(args: argparse.Namespace, config_file: str, form: str) -> dict[str, int]:
+    """MB of a process that takes two steps of one form."""
+    command = [sys.executable, __file__, "--config-file", config_file, "--form", form]
+    command += ["--batch", str(args.batch), "--size", str(args.size)]
+    command += ["--threads", str(args.threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(done.stderr)
+    libraries, whole = (int(x) // MEGABYTE for x in done.stdout.split()[-2:])
+    return {"libraries_mb": libraries, "peak_mb": whole}
+
+
+def measure(args: argparse.Namespace, config_file: str) -> dict:
+    """One row of the result."""
+    peaks = {form: memory(args, config_file, form) for form in FORMS}
+    model, records = build(config_file), make_batch(args.batch, args.size)
+    models = {form: in_form(model, form) for form in FORMS}
+    losses = {form: step(models[form], records)[1] for form in FORMS}  # also the warm-up
+    pairs = zip(*(models[form].parameters() for form in FORMS), strict=True)
+    differences = [((a.grad - b.grad).norm() / a.grad.norm().clamp_min(1e-12)) for a, b in pairs]
+    times = {form: [] for form in FORMS}
+    for _ in range(args.rounds):
+        for form in FORMS:
+            times[form].append(step(models[form], records)[0])
+    # The fastest: whatever else runs on the machine only adds to a time.
+    seconds = {form: min(times[form]) for form in FORMS}
+    beyond = {form: peaks[form]["peak_mb"] - peaks[form]["libraries_mb"] for form in FORMS}
+    name = os.path.splitext(os.path.basename(config_file))[0]
+    return {
+        **{"model": name, "batch": args.batch, "size": args.size, "classes": NUM_CLASSES},
+        **{form: {"seconds": round(seconds[form], 3), **peaks[form]} for form in FORMS},
+        "median_seconds": {form: round(statistics.median(t), 3) for form, t in times.items()},
+        "times_faster": round(seconds["baseline"] / seconds["ours"], 2),
+        "memory_ratio": round(peaks["ours"]["peak_mb"] / peaks["baseline"]["peak_mb"], 3),
+        "memory_ratio_beyond_libraries": round(beyond["ours"] / beyond["baseline"], 3),
+        "loss": losses,
+        "largest_relative_gradient_difference": float(torch.stack(differences).max()),
+        "median_relative_gradient_difference": float(torch.stack(differences).median()),
+    }
+
+
+def report(row: dict) -> None:
+    base, ours = row["baseline"], row["ours"]
+    print(
+        f"{row['model']:22} {base['seconds']:6.2f} s -> {ours['seconds']:5.2f} s "
+        f"({row['times_faster']:.2f}x)   {base['peak_mb']:5} MB -> {ours['peak_mb']:5} MB "
+        f"({row['memory_ratio']:.2f}; beyond libraries {row['memory_ratio_beyond_libraries']:.2f})"
+        f"   gradients differ by {row['median_relative_gradient_difference']:.1e}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    defaults = [os.path.normpath(os.path.join(MODELS, f"{name}.yaml")) for name in DEFAULT]
+    parser.add_argument("--config-file", nargs="+", default=defaults, metavar="FILE")
+    parser.add_argument("--batch", type=int, default=2, help="images")
+    parser.add_argument("--size", type=int, default=512, help="side of the images in pixels")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3, help="measured steps of each form")
+    parser.add_argument("--output", default="", metavar="FILE", help="add the rows to this JSON")
+    parser.add_argument("--form", default="", choices=["", *FORMS], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.form:  # a process that measures its memory
+        model, records = build(args.config_file[0]), make_batch(args.batch, args.size)
+        model, before = in_form(model, args.form), peak()
+        for _ in range(2):
+            step(model, records)
+        print(before, peak())
+        return
+    rows = []
+    if args.output and PathManager.isfile(args.output):
+        with PathManager.open(args.output) as file:
+            rows = json.load(file)["rows"]
+    for config_file in args.config_file:
+        row = measure(args, config_file)
+        report(row)
+        same = ("model", "batch", "size")
+        rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
+        if args.output:
+            write_json(args.output, {**machine(), "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
