@@ -84,6 +84,9 @@ class SafeCheckpointer(DetectionCheckpointer):
             resumable: write the state of all checkpointables too, and make this file the one that
                 ``last_checkpoint`` names; otherwise only the model and ``kwargs``.
             kwargs: further entries: tensors, numbers, text and containers.
+
+        Raises:
+            CheckpointError: if the file cannot be written (a full disk); an older one stays valid.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -94,7 +97,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         basename = f"{name}.pth"
         path = os.path.join(self.save_dir, basename)
         os.makedirs(self.save_dir, exist_ok=True)
-        write_atomically(path, lambda file: torch.save(data, file))
+        try:
+            write_atomically(path, lambda file: torch.save(data, file))
+        except (OSError, RuntimeError) as error:
+            # torch.save ends a failed write with an error that does not say what happened
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            raise CheckpointError(
+                f"Checkpoint file `{path}` cannot be written: {cause}."
+            ) from error
         self.logger.info("Saved checkpoint %s", path)
         if resumable:
             self.tag_last_checkpoint(basename)
@@ -193,7 +203,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.logger.info("Resuming from %s", path)
         self.model.load_state_dict(data.pop("model"))
         for key, checkpointable in self.checkpointables.items():
-            checkpointable.load_state_dict(data.pop(key))
+            try:
+                checkpointable.load_state_dict(data.pop(key))
+            except (KeyError, ValueError) as error:
+                raise CheckpointError(
+                    f"Checkpoint file `{path}` must be of this configuration to be resumed from, "
+                    f"but its entry `{key}` does not fit: {error}."
+                ) from error
         names = (PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
         self._periodic = [
             match.group() for match in names if match and int(match[1]) <= data["iteration"]

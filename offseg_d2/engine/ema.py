@@ -5,6 +5,8 @@ batches (Polyak and Juditsky, 1992). It learns nothing itself: it is only evalua
 """
 
 import contextlib
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -75,8 +77,10 @@ class WeightAverage:
 
     def _apply(self, wanted: bool) -> None:
         if wanted != self.is_applied:
-            self._swap()
-            self.is_applied = wanted
+            # A handler that writes a checkpoint must not find half of the weights exchanged.
+            with _signals_held():
+                self._swap()
+                self.is_applied = wanted
 
     @torch.no_grad()
     def _swap(self) -> None:
@@ -95,10 +99,32 @@ class WeightAverage:
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         averages = state["averages"]
         assert isinstance(averages, Mapping)
-        assert averages.keys() == self.averages.keys(), averages.keys() ^ self.averages.keys()
+        if averages.keys() != self.averages.keys():
+            name = min(averages.keys() ^ self.averages.keys())
+            raise ValueError(f"`{name}` is averaged in only one of the two")
         for name, value in self.averages.items():
             value.copy_(averages[name])
         self.updates = int(state["updates"])  # type: ignore[call-overload]
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let the handlers of signals that ask a run to stop wait until the end of the context."""
+    if threading.current_thread() is not threading.main_thread():  # no handler runs here
+        yield
+        return
+    came: list[int] = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: came.append(number))
+        for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class WeightAverageHook(HookBase):

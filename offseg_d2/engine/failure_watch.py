@@ -7,6 +7,7 @@ traceback there; the others write it to their logs and end. A process that was k
 anything: its neighbour notices that its heartbeat has stopped.
 """
 
+import contextlib
 import logging
 import os
 import threading
@@ -18,7 +19,9 @@ from torch.distributed import Store
 
 logger = logging.getLogger(__name__)
 
-# Seconds. Silence has to be long enough for a heartbeat thread that waits for Python's global lock.
+# Seconds. Silence is counted in this process's own heartbeats, so that a job that was suspended as
+# a whole goes on. It has to be long enough for a heartbeat thread that waits for Python's global
+# lock.
 _PERIOD = 1.0
 _SILENCE = 45.0
 _ANSWER = 8.0
@@ -61,7 +64,7 @@ class FailureWatch:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="failure-watch", daemon=True)
         self._neighbour = (rank + 1) % world_size
-        self._heard = ("", time.monotonic())  # last heartbeat of the neighbour, and when it changed
+        self._heard = ("", 0)  # last heartbeat of the neighbour, and own ones since it changed
 
     def start(self) -> None:
         self._thread.start()
@@ -118,7 +121,7 @@ class FailureWatch:
                 self.store.set(f"alive/{self.rank}", str(beats))
                 self._listen_to_neighbour()
                 if self.store.check([_FAILURES]):
-                    self._end_with(self._read_failures())
+                    self._end_with(self.store.get(_FAILURES).decode())
                     return
                 lost_at = None
             except RuntimeError as error:
@@ -131,28 +134,25 @@ class FailureWatch:
     def _listen_to_neighbour(self) -> None:
         key = f"alive/{self._neighbour}"
         beat = self.store.get(key).decode() if self.store.check([key]) else ""
-        last, since = self._heard
-        now = time.monotonic()
-        if beat != last or beat == "left":
-            self._heard = (beat, now)
-        elif now - since > self.silence:
-            self._heard = (beat, now)  # to be reported once
+        last, own = self._heard
+        self._heard = (beat, own + 1 if beat == last != "left" else 0)
+        if self._heard[1] * _PERIOD > self.silence:
+            self._heard = (beat, 0)  # to be reported once
             self.store.append(
                 _FAILURES,
                 f"Process {self._neighbour} has given no sign of life for {self.silence:.0f} s: "
                 "killed, out of memory, or its machine is gone.\n",
             )
 
-    def _read_failures(self) -> str:
-        # Processes that wait for a dead one fail as well, a moment later: the first failure is the
-        # cause, the others are only worth reading with it.
-        self.store.set(f"knows/{self.rank}", "yes")
-        return self.store.get(_FAILURES).decode()
-
     def _end_with(self, text: str) -> None:
         if self._stop.is_set():  # this process ends by itself
             return
+        # Processes that wait for a dead one fail as well, a moment later: the first failure is the
+        # cause, the others are only worth reading with it.
         logger.error("This process ends because another one failed.\n%s", text)
+        # Only now: the one that failed ends when all know, and its launcher then ends the others.
+        with contextlib.suppress(RuntimeError):  # the store may be what is gone
+            self.store.set(f"knows/{self.rank}", "yes")
         self.end(text)
 
 

@@ -65,6 +65,9 @@ def periodic_name(iteration: int) -> str:
 class EvaluationHook(HookBase):
     """Evaluates every ``period`` iterations and after the last, and keeps the best model.
 
+    A run that is resumed where an evaluation is due begins with it: the run may have been stopped
+    between the checkpoint and the evaluation, and would otherwise miss a best model.
+
     Args:
         evaluate: returns nested results, ``{"sem_seg": {"mIoU": ...}}``; runs on all processes.
         period: iterations between two evaluations, 0 evaluates only at the end.
@@ -92,6 +95,10 @@ class EvaluationHook(HookBase):
     def before_train(self) -> None:
         if self.trainer.start_iter > 0 and self.best_metric and comm.is_main_process():
             self._read_best_value()
+        last = self.trainer.start_iter - 1
+        if last >= 0 and self._is_due(last):
+            self.trainer.iter = self.trainer.storage.iter = last
+            self._evaluate(last)
 
     def _read_best_value(self) -> None:
         # The file itself says what it achieved: the last checkpoint may be older than it.
@@ -107,9 +114,13 @@ class EvaluationHook(HookBase):
             logger.info("Best %s so far: %.4f", self.best_metric, self.best_value)
 
     def after_step(self) -> None:
-        done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+        if self._is_due(self.trainer.iter):
             self._evaluate(self.trainer.iter)
+
+    def _is_due(self, iteration: int) -> bool:
+        """Whether to evaluate after the 0-based ``iteration``, not the last one."""
+        done = iteration + 1
+        return self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
 
     def after_train(self) -> None:
         # After a failure or a signal `iter` has not reached the end.

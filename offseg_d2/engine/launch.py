@@ -149,7 +149,8 @@ def is_failure(stop: SystemExit) -> bool:
 
 def _message_of_exit(stop: SystemExit) -> str:
     cause = stop.__cause__ or stop.__context__
-    return f"{cause or stop} (exit status {stop.code})"
+    text = "".join(traceback.format_exception(cause)).rstrip() if cause else stop
+    return f"{text} (exit status {stop.code})"
 
 
 def end_watch() -> None:

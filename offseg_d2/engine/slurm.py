@@ -35,6 +35,9 @@ class Resources:
         signal_seconds: how long before the limit the job is told to save.
         partition, constraint, account, comment: as of ``sbatch``; "" leaves them out.
         cpus_per_task: processors of each process, for its data-loader workers.
+
+    Raises:
+        ConfigError: if a number is out of range.
     """
 
     nodes: int = 1
@@ -48,6 +51,21 @@ class Resources:
     comment: str = ""
     cpus_per_task: int = 8
     name: str = "offseg"
+
+    def __post_init__(self) -> None:
+        least = {"nodes": 1, "gpus_per_node": 0, "processes_per_node": 1, "cpus_per_task": 1}
+        for name, minimum in {**least, "signal_seconds": 0}.items():
+            if getattr(self, name) < minimum:
+                raise ConfigError(
+                    f"`--{name.replace('_', '-')}` must be at least {minimum}, "
+                    f"but is {getattr(self, name)}."
+                )
+        # The job would be told to save as soon as it starts, and be queued again for ever.
+        if self.signal_seconds >= 60 * minutes(self.time):
+            raise ConfigError(
+                f"`--signal-seconds` must be less than the time limit `--time` {self.time}, "
+                f"but is {self.signal_seconds}."
+            )
 
     @property
     def tasks_per_node(self) -> int:
@@ -139,8 +157,10 @@ def submit(
         cluster: "slurm", or "local" for processes of this machine.
 
     Raises:
-        ConfigError: if there is no such cluster here.
+        ConfigError: if there is no such cluster here, or it is one machine and not enough.
     """
+    if cluster == "local" and resources.nodes > 1:
+        raise ConfigError(f"`--nodes` must be 1 with --cluster local, but is {resources.nodes}.")
     if cluster == "local":
         executor: Any = submitit.LocalExecutor(folder=folder, max_num_timeout=_MAX_TIMEOUTS)
         executor.update_parameters(

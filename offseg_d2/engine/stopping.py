@@ -30,8 +30,8 @@ class StopOnSignalHook(HookBase):
     because only there the processes agree. A single process does not wait for the end of an
     evaluation: it saves and stops at once. A second SIGTERM or SIGINT, more than a second after
     the first, acts as it would without this hook, except that nothing interrupts the writing of
-    the checkpoint. After the last iteration, with the final checkpoint written, signals act as
-    usual.
+    the checkpoint; a second SIGUSR2 changes nothing. After the last iteration, with the
+    final checkpoint written, signals act as usual.
 
     A function that handled the signal before this hook is called once the checkpoint is written;
     it may requeue the job, for instance.
@@ -47,10 +47,11 @@ class StopOnSignalHook(HookBase):
         self.save = save
         self.device = device
         self._received: dict[int, float] = {}  # number -> time of the first one
-        self._in_iteration = True
+        self._finished = -1  # the last iteration after which all processes have been asked
         self._previous: dict[int, Any] = {}
 
     def before_train(self) -> None:
+        self._finished = self.trainer.start_iter - 1
         for number in self.SIGNALS:
             try:
                 previous = signal.signal(number, self._handle)
@@ -61,10 +62,12 @@ class StopOnSignalHook(HookBase):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         first = self._received.setdefault(number, now)
-        if now - first > _REPEAT_SECONDS and not self._function_before(number):
+        repeated = number != signal.SIGUSR2 and now - first > _REPEAT_SECONDS
+        if repeated and not self._function_before(number):
             signal.signal(number, self._previous[number])
             signal.raise_signal(number)
-        elif not self._in_iteration and comm.get_world_size() == 1:
+        # Once the trainer counts the next iteration, that one has to be finished first.
+        elif self.trainer.iter == self._finished and comm.get_world_size() == 1:
             self._stop(number)
 
     def _function_before(self, number: int) -> Any:
@@ -73,14 +76,11 @@ class StopOnSignalHook(HookBase):
         is_own = callable(previous) and previous is not signal.default_int_handler
         return previous if is_own else None
 
-    def before_step(self) -> None:
-        self._in_iteration = True
-
     def after_step(self) -> None:
         number = self._agree()
         if number:
             self._stop(number)
-        self._in_iteration = False
+        self._finished = self.trainer.iter
 
     def _agree(self) -> int:
         """The most important signal that any process received, 0 for none."""
@@ -97,7 +97,7 @@ class StopOnSignalHook(HookBase):
             if handled != signal.SIGUSR2:
                 signal.signal(handled, signal.SIG_IGN)
         iteration = self.trainer.iter
-        self._in_iteration = True  # a SIGUSR2 that comes now is only noted
+        self._finished = -1  # a SIGUSR2 that comes now is only noted
         if iteration < self.trainer.max_iter - 1:
             self.save(periodic_name(iteration))
         # Launchers end all processes as soon as one has left: none may leave before the main one

@@ -96,7 +96,7 @@ def _chunks(
 
 def _argmax(scores: Tensor) -> Tensor:
     """(..., K) -> (...) int64, the first of the largest."""
-    if scores.device.type == "cpu":
+    if scores.device.type == "cpu" and type(scores) is Tensor:
         # NumPy's is vectorised along the innermost axis, which makes it three times as fast.
         return torch.from_numpy(scores.numpy().argmax(-1))
     return scores.argmax(-1)

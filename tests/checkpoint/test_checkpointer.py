@@ -1,5 +1,6 @@
 """Writing atomically, and resuming with a fall-back."""
 
+import errno
 import os
 
 import pytest
@@ -32,6 +33,40 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(str(path), fail)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+def test_checkpoint_that_does_not_fit_on_the_disk_is_named_and_the_one_before_stays(
+    tmp_path, monkeypatch
+):
+    run = Run(tmp_path)
+    run.save(0)
+    save = torch.save
+
+    def save_to_full_disk(data, file) -> None:
+        class Full:
+            def write(self, part):
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+            def flush(self):
+                pass
+
+        save(data, Full())
+
+    monkeypatch.setattr(torch, "save", save_to_full_disk)
+    with pytest.raises(CheckpointError, match=r"model_0000001\.pth` cannot .* No space left"):
+        run.save(1)
+    assert names_in(tmp_path) == {"model_0000000.pth"}
+    assert Run(tmp_path).checkpointer.resume()["iteration"] == 0
+
+
+def test_optimizer_of_another_configuration_is_refused_naming_file_and_entry(tmp_path):
+    Run(tmp_path).save(0)
+    run = Run(tmp_path)
+    run.checkpointer.checkpointables["optimizer"].add_param_group(
+        {"params": [torch.nn.Parameter(torch.zeros(1))]}
+    )
+    with pytest.raises(CheckpointError, match=r"model_0000000\.pth` .* entry `optimizer` does not"):
+        run.checkpointer.resume()
 
 
 def test_last_checkpoint_is_named_only_after_the_file_is_complete(tmp_path, monkeypatch):

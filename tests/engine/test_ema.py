@@ -61,6 +61,42 @@ def test_failure_within_the_context_gives_the_weights_back():
     assert model.weight.item() == 1.0
 
 
+def test_signal_finds_all_weights_exchanged_or_none(monkeypatch):
+    model = nn.Sequential(model_of_one_weight(1.0), model_of_one_weight(1.0))
+    average = WeightAverage(model, 0.9)
+    for value in average.averages.values():
+        value.fill_(5.0)
+    seen = []
+
+    def note(number, frame) -> None:
+        weights = {parameter.item() for parameter in model.parameters()}
+        seen.append((average.is_applied, weights))
+
+    before = signal.signal(signal.SIGTERM, note)
+    clone = torch.Tensor.clone
+
+    def clone_with_signal(value):  # as called between two parameters
+        signal.raise_signal(signal.SIGTERM)
+        return clone(value)
+
+    try:
+        monkeypatch.setattr(torch.Tensor, "clone", clone_with_signal)
+        with average.applied():
+            applied = len(seen)
+    finally:
+        monkeypatch.undo()
+        assert signal.signal(signal.SIGTERM, before) is note
+    assert 0 < applied < len(seen)
+    assert all(state == (True, {5.0}) for state in seen[:applied])
+    assert all(state == (False, {1.0}) for state in seen[applied:])
+
+
+def test_state_of_other_weights_is_refused_by_name():
+    average = WeightAverage(model_of_one_weight(1.0), 0.9)
+    with pytest.raises(ValueError, match="`bias` is averaged in only one"):
+        average.load_state_dict({"averages": {**average.averages, "bias": None}, "updates": 1})
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_decay_out_of_range_is_refused(decay):
     with pytest.raises(ValueError, match=r"`SOLVER.EMA.DECAY` must be in \[0, 1\)"):

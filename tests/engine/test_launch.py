@@ -183,6 +183,7 @@ def test_failure_of_one_process_ends_all_with_its_message_in_every_log(
     assert "This process ends because another one failed." in ended[0].log
     assert "Process 1 failed:" in ended[0].log
     assert message in ended[0].log
+    assert 'test_launch.py", line' in ended[0].log  # the stack of calls
     if mode != "user_error":  # it is reported by the command line
         assert message in ended[1].log
 

@@ -56,6 +56,27 @@ def test_time_limit_that_slurm_would_not_take_is_refused(text):
         minutes(text)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"nodes": 0}, "`--nodes` must be at least 1, but is 0"),
+        ({"gpus_per_node": -1}, "`--gpus-per-node` must be at least 0, but is -1"),
+        ({"processes_per_node": 0}, "`--processes-per-node` must be at least 1"),
+        ({"cpus_per_task": 0}, "`--cpus-per-task` must be at least 1"),
+        ({"time": "2", "signal_seconds": 120}, "`--signal-seconds` must be less than .* 2, but"),
+    ],
+)
+def test_resources_that_no_job_can_have_are_refused(numbers, message):
+    with pytest.raises(ConfigError, match=message):
+        Resources(**numbers)
+
+
+def test_several_nodes_of_one_machine_are_refused(tmp_path):
+    job = TrainingJob(sys.argv[0], ())
+    with pytest.raises(ConfigError, match="`--nodes` must be 1 with --cluster local, but is 2"):
+        submit(tmp_path, Resources(nodes=2), [job], cluster="local")
+
+
 def test_script_asks_for_what_the_command_line_says():
     resources = Resources(
         nodes=2, gpus_per_node=8, partition="big", time="12:00:00", constraint="a100", account="me"

@@ -1,14 +1,16 @@
 """Being told to stop by a cluster: what is saved, who is called, and how the run goes on."""
 
+import os
 import signal
 import time
 from collections.abc import Iterator
 
 import pytest
 import torch
+from detectron2.engine import HookBase
 
 from offseg_d2.engine.stopping import _REPEAT_SECONDS
-from tests.engine.tiny import TinyTrainer, make_trainer
+from tests.engine.tiny import TinyTrainer, assert_same_weights, make_trainer, weights_of
 
 
 @pytest.fixture
@@ -109,6 +111,75 @@ def test_second_interrupt_after_a_while_ends_at_once(tmp_path, interruptible):
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert not list(tmp_path.glob("*.pth"))
+
+
+def test_second_announcement_of_a_preemption_does_not_end_the_run_before_it_has_saved(
+    tmp_path, monkeypatch
+):
+    trainer = make_trainer(tmp_path)
+    run_step = trainer.run_step
+
+    def run_step_with_signals() -> None:
+        if trainer.iter == 5:
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(_REPEAT_SECONDS + 0.1)
+            os.kill(os.getpid(), signal.SIGUSR2)
+        run_step()
+
+    trainer.run_step = run_step_with_signals
+    # by which the hook would end this very process
+    monkeypatch.setattr(signal, "raise_signal", lambda number: pytest.fail("acts as usual"))
+    assert stop(trainer) == 128 + signal.SIGUSR2
+    assert (tmp_path / "last_checkpoint").read_text() == "model_0000005.pth"
+
+
+class SignalsBeforeStep(HookBase):
+    """Sends a signal when an iteration is counted but has not begun."""
+
+    def before_step(self) -> None:
+        if self.trainer.iter == 5:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_signal_just_before_an_iteration_does_not_save_it_as_done(tmp_path):
+    whole = make_trainer(tmp_path / "whole")
+    whole.train()
+    trainer = make_trainer(tmp_path / "parts")
+    trainer._hooks.insert(0, hook := SignalsBeforeStep())
+    hook.trainer = trainer
+    assert stop(trainer) == 128 + signal.SIGTERM
+    assert (tmp_path / "parts" / "last_checkpoint").read_text() == "model_0000005.pth"
+    resumed = make_trainer(tmp_path / "parts")
+    resumed.resume_or_load(resume=True)
+    resumed.train()
+    assert_same_weights(weights_of(resumed), weights_of(whole))
+
+
+def test_evaluation_cut_off_by_a_signal_is_made_when_the_run_is_resumed(tmp_path):
+    def scored(trainer: TinyTrainer) -> TinyTrainer:
+        scores = {5: 50.0, 12: 40.0}
+        trainer.test = lambda cfg, model: {"sem_seg": {"mIoU": scores[trainer.iter]}}
+        return trainer
+
+    options = ("TEST.EVAL_PERIOD", 6)
+    first = make_trainer(tmp_path / "parts", *options)
+    first.test = lambda cfg, model: signal.raise_signal(signal.SIGTERM)
+    stop(first)
+    second = scored(make_trainer(tmp_path / "parts", *options))
+    second.resume_or_load(resume=True)
+    second.train()
+    whole = scored(make_trainer(tmp_path / "whole", *options))
+    whole.train()
+    found, expected = (
+        torch.load(tmp_path / name / "model_best.pth", weights_only=True)
+        for name in ("parts", "whole")
+    )
+    assert found["best"] == expected["best"] == {
+        "metric": "sem_seg/mIoU", "value": 50.0, "iteration": 5
+    }  # fmt: skip
+    assert found["iteration"] == expected["iteration"] == 5
+    assert_same_weights(found["model"], expected["model"])
+    assert_same_weights(weights_of(second), weights_of(whole))
 
 
 def test_job_that_is_started_again_resumes_without_being_asked_to(tmp_path, monkeypatch):

@@ -1,0 +1,102 @@
+"""Rule for the offset classifier: blocks of pixels, one map of scores that is overwritten.
+
+The mathematics is that of ``OffsetLearning.scores``. Its tensors of one value per pixel and class
+would each be some megabytes, which go through the memory several times. Here there is one: it holds
+the coupled similarity and then, block by block, the logits. All else is as large as a block.
+
+Shapes: B batch, K classes, C channels, N = H W pixels, n pixels of a block.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from offseg_d2.deploy.rules import rule
+from offseg_d2.modeling.classifiers import OffsetClassifier
+
+_BLOCK_VALUES = 1 << 19  # of a block of pixel features
+
+
+class FastOffsetClassifier(nn.Module):
+    """The same function as a trained ``OffsetClassifier``.
+
+    Args:
+        classifier: in evaluation mode; its weights are shared.
+    """
+
+    def __init__(self, classifier: OffsetClassifier) -> None:
+        super().__init__()
+        self.class_representations = classifier.class_representations
+        self.norm = classifier.norm
+        learning = classifier.offset_learning
+        self.class_offset_proj = learning.class_offset_proj
+        projected = None
+        if learning.feature_offset_proj is not None:
+            with torch.no_grad():  # W P_f^T, which depends on weights only
+                projected = learning.feature_offset_proj(self.class_representations)
+        self.register_buffer("projected", projected)
+
+    def forward(self, pixel_features: Tensor) -> Tensor:
+        """(B, C, H, W) -> logits (B, K, H, W), laid out with the classes innermost."""
+        size = pixel_features.shape[2:]
+        with torch.autocast(pixel_features.device.type, enabled=False):
+            dtype = torch.promote_types(pixel_features.dtype, torch.float32)
+            pixels = pixel_features.to(dtype).permute(0, 2, 3, 1).flatten(1, 2)  # (B, N, C)
+            logits = [self._logits(of_image) for of_image in pixels]
+        result = logits[0][None] if len(logits) == 1 else torch.stack(logits)
+        return result.unflatten(1, size).permute(0, 3, 1, 2)
+
+    def _logits(self, pixels: Tensor) -> Tensor:
+        """(N, C) -> (N, K)."""
+        classes = self.class_representations
+        scores = _products(pixels, classes)  # A                                    eq. A
+        step = max(_BLOCK_VALUES // pixels.shape[1], 1)
+        blocks = list(zip(pixels.split(step), scores.split(step), strict=True))
+        if self.class_offset_proj is not None:
+            classes = classes + self.class_offset_proj(_mean_features(blocks, scores.amax(0)))
+        mixing = None  # transpose of M (K, K)
+        if self.projected is not None:
+            mixing = classes @ self.projected.mT
+        for features, part in blocks:
+            logits = part
+            if self.class_offset_proj is not None:
+                logits = _products(features, classes)
+            if mixing is not None:
+                logits = logits + _products(part.softmax(dim=1), mixing)
+            part.copy_(self.norm(logits))
+        return scores
+
+
+def _products(vectors: Tensor, others: Tensor) -> Tensor:
+    """(n, C) and (K, C) -> inner products (n, K).
+
+    As a 1x1 convolution of a map one row high: matrix products of a number of columns that is no
+    multiple of the vector registers' width, such as 150, take nearly twice the time.
+    """
+    row = vectors[None, None].permute(0, 3, 1, 2)  # (1, C, 1, n), channels innermost
+    products = F.conv2d(row, others[:, :, None, None])
+    return products.permute(0, 2, 3, 1).reshape(len(vectors), len(others))
+
+
+def _mean_features(blocks: list[tuple[Tensor, Tensor]], largest: Tensor) -> Tensor:
+    """Mean pixel of each class, weighted with the softmax of its similarities over the pixels.
+
+    Args:
+        blocks: pairs of pixel features (n, C) and similarities (n, K).
+        largest: (K,) largest similarity of each class.
+
+    Returns:
+        (K, C).
+    """
+    total = largest.new_zeros(len(largest), blocks[0][0].shape[1])
+    weight = torch.zeros_like(largest)
+    for features, similarity in blocks:
+        exponentials = (similarity - largest).exp_()
+        weight += exponentials.sum(0)
+        total.addmm_(exponentials.mT, features)
+    return total.div_(weight[:, None])
+
+
+@rule(OffsetClassifier)
+def _fast_classifier(classifier: OffsetClassifier) -> nn.Module:
+    return FastOffsetClassifier(classifier)

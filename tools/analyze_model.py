@@ -1,0 +1,87 @@
+"""What models need: parameters, multiply-accumulates, time, memory, and where they go.
+
+::
+
+    python tools/analyze_model.py --config-file configs/ade20k/offseg_t_offset_160k.yaml \
+        --tasks parameters macs latency memory profile --size 512 512 --threads 2
+
+Several --config-file are compared. Weights are random unless MODEL.WEIGHTS is given among the KEY
+VALUE pairs at the end; no dataset is needed. Time goes to label maps of random images, whose
+regions cost more than those of a trained model. Where the folder benchmarks lies beside this one,
+MACs are counted in the authors' order of operations too.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from offseg_d2 import analysis
+from offseg_d2.checkpoint import write_atomically
+from offseg_d2.cli import report_user_errors
+from offseg_d2.config import load_config
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--config-file", required=True, action="append", metavar="FILE", help="may be repeated")
+    add("--tasks", nargs="+", default=["parameters", "macs"], help=", ".join(analysis.TASKS))
+    add("--size", nargs=2, type=int, default=(512, 512), metavar=("H", "W"), help="of the images")
+    add("--batch", type=int, default=1, help="images at once (MACs are those of one)")
+    add("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (%(default)s)")
+    add("--dtype", default="float32", choices=analysis.DTYPES, help="half types: mixed precision")
+    add("--device", default="cpu", help="cpu or cuda")
+    add("--depth", type=int, default=1, help="how deep parts are divided")
+    add("--seconds", type=float, default=5.0, help="of each measurement of time")
+    add("--deploy", action="store_true", help="also the form of offseg_d2.deploy.optimize")
+    add("--authors-order", action="store_true", help="time and memory of that order, too")
+    add("--output", metavar="FILE", help="write the results as JSON")
+    add("opts", nargs="*", metavar="KEY VALUE", help="changes of the configurations")
+    args = parser.parse_args()
+    # --tasks takes all that follows; a key has dots, a task none
+    split = next((i for i, task in enumerate(args.tasks) if "." in task), len(args.tasks))
+    args.tasks, args.opts = args.tasks[:split], [*args.tasks[split:], *args.opts]
+    return args
+
+
+def authors_order() -> Callable[[nn.Module], nn.Module] | None:
+    """What turns a model into that of the authors' order of operations, if it is at hand."""
+    if not (BENCHMARKS / "authors_order").is_dir():
+        return None
+    sys.path.insert(0, str(BENCHMARKS))
+    from authors_order import authors_order
+
+    return authors_order
+
+
+def run(args: argparse.Namespace) -> None:
+    analysis.check_tasks(args.tasks)
+    if args.threads < 1:
+        raise ValueError(f"`--threads` must be positive, but is {args.threads}.")
+    torch.set_num_threads(args.threads)
+    opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts]
+    settings = {name: getattr(args, name) for name in ("dtype", "deploy", "seconds", "depth")}
+    settings |= {"reference": authors_order(), "time_reference": args.authors_order}
+    settings["inputs"] = analysis.InputSpec(*args.size, args.batch)
+    subjects = [
+        analysis.Subject(Path(file).stem, load_config(file, opts), **settings)
+        for file in args.config_file
+    ]
+    results = [analysis.analyze(subject, args.tasks) for subject in subjects]
+    print(analysis.format_results(results))
+    if args.output:
+        text = json.dumps({"machine": analysis.machine(), "models": results}, indent=1)
+        write_atomically(args.output, lambda file: file.write(text.encode()))
+
+
+if __name__ == "__main__":
+    report_user_errors(run, parse_args())

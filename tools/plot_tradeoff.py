@@ -1,0 +1,41 @@
+"""Draw mIoU against multiply-accumulates or latency, for the models of some files.
+
+::
+
+    python tools/plot_tradeoff.py --rows paper mine.csv --dataset ade20k --output tradeoff.png
+    python tools/plot_tradeoff.py --rows measured.json --x latency_ms --output latency.png
+
+A file is JSON (a list of objects, or an object with the list as "rows") or CSV with a header, with
+"model", "miou" and the axis; "family" joins models by a line. "paper" stands for the numbers of the
+OffSeg paper, which come from counters that differ between families.
+"""
+
+import argparse
+
+from offseg_d2.analysis.tradeoff import AXES, plot_tradeoff, read_rows, select_rows
+from offseg_d2.checkpoint import write_atomically
+from offseg_d2.cli import report_user_errors
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--rows", nargs="+", default=["paper"], metavar="FILE", help='files, or "paper" (default)')
+    add("--x", default="macs_g", metavar="COLUMN", help=f"such as {', '.join(AXES)} (%(default)s)")
+    add("--dataset", default="", help="only rows of this one, such as ade20k")
+    add("--title", default="", help="above the picture")
+    add("--output", required=True, metavar="FILE.png", help="the picture")
+    return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    rows = select_rows([row for file in args.rows for row in read_rows(file)], args.x, args.dataset)
+    picture = plot_tradeoff(rows, args.x, args.title)
+    write_atomically(args.output, lambda file: file.write(picture))
+    print(f"{len(rows)} models: {args.output}")
+
+
+if __name__ == "__main__":
+    report_user_errors(run, parse_args())
