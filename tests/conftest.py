@@ -3,8 +3,14 @@
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from tests.common import seed_all
+
+# A backward pass before anything else: PyTorch looks for devices in the first one, takes the
+# stand-in of fake tensors for one, if they were there before, and then refuses to work in the
+# processes that tests fork.
+torch.ones(1, requires_grad=True).sum().backward()
 
 
 @pytest.fixture(autouse=True)
