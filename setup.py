@@ -30,7 +30,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["offseg_d2", "offseg_d2.*"]),
-    package_data={"offseg_d2": ["**/*.j2", "**/*.json", "**/*.txt"]},
+    package_data={"offseg_d2": ["**/*.css", "**/*.j2", "**/*.json", "**/*.txt"]},
     python_requires=">=3.10",
     # Detectron2 is missing on purpose: it has no release on the package index, so that no
     # requirement line can name it. tools/setup_env.py installs it (make setup).
@@ -66,5 +66,7 @@ setup(
         "timm": ["timm"],
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "video": ["av"],
+        "web": ["gradio>=6"],
     },
+    entry_points={"console_scripts": ["offseg-web=offseg_d2.web.arguments:main"]},
 )

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.run_curves import Curve, draw_band, join_curves, to_png
 
-_COLORS = dict(zip(ARMS, ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
+_PALETTE = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_COLORS = dict(zip(ARMS, _PALETTE, strict=True))
 
 
 def draw_plots(rows: Sequence[Row], name: str, suite: Suite, folder: Path) -> list[Path]:

@@ -14,6 +14,7 @@ Overrides = Mapping[str, Any]  # configuration key -> value
 _CLASSIFIER, _CLASS, _FEATURE = (
     f"MODEL.SEM_SEG_HEAD.{key}" for key in ("CLASSIFIER", "CLASS_OFFSET", "FEATURE_OFFSET")
 )
+_SLOW = "SOLVER.OFFSET_LR_FACTOR"
 ARMS: dict[str, Overrides] = {
     "plain": {_CLASSIFIER: "plain"},
     "class": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False},
@@ -22,6 +23,11 @@ ARMS: dict[str, Overrides] = {
     # What the offset classifier is without offsets: no dropout, and a norm over the class scores.
     # Not run by default; it tells the offsets' part in a difference from the norm's.
     "norm": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False},
+    # The head's rate was tuned on the plain arm. One step of it moves the class vectors through
+    # their projection about a hundred times as far as directly (features are positive and many),
+    # so these two arms let the projections learn at a tenth of it.
+    "class_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1},
+    "both_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1},
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")
 ARM_TITLES = {
@@ -30,6 +36,8 @@ ARM_TITLES = {
     "feature": "feature offset",
     "both": "both offsets",
     "norm": "neither offset, norm over classes",
+    "class_slow": "class offset, slow projections",
+    "both_slow": "both offsets, slow projections",
 }
 
 

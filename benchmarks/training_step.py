@@ -25,17 +25,15 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 from authors_order import authors_order
 from common import machine, write_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
-from torch import Tensor, nn
+from torch import nn
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
-from offseg_d2.modeling.backbone.efficientformer_v2 import ConvMlp, EfficientFormerV2
 
 MODELS = os.path.join(os.path.dirname(__file__), "..", "configs", "base", "models")
 DEFAULT = ("offseg_t", "segformer_b0", "segnext_t", "mask2former_offseg_t")
@@ -44,27 +42,9 @@ FORMS = ("baseline", "ours")
 MEGABYTE = 2**20
 
 
-class PlainConvMlp(ConvMlp):
-    """Every layer keeps what it needs for the backward pass."""
-
-    def forward(self, features: Tensor) -> Tensor:
-        hidden = F.gelu(self.norm1(self.fc1(features)))
-        hidden = F.gelu(self.mid_norm(self.mid(hidden)))
-        return self.norm2(self.fc2(hidden))
-
-
 def in_form(model: nn.Module, form: str) -> nn.Module:
     """The model itself or a baseline copy, in training mode."""
-    if form == "baseline":
-        model = authors_order(model)
-        for module in model.modules():
-            if type(module) is ConvMlp:
-                module.__class__ = PlainConvMlp
-            if isinstance(module, EfficientFormerV2):
-                module.memory_format = torch.contiguous_format
-            if hasattr(module, "resizes_in_loss"):
-                module.resizes_in_loss = False
-    return model.train()
+    return (authors_order(model) if form == "baseline" else model).train()
 
 
 def build(config_file: str) -> nn.Module:

@@ -1,52 +1,44 @@
 """Drawing predictions of images, videos and cameras: what ``tools/demo.py`` does."""
 
 import contextlib
-import io
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import cv2
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
-from PIL import Image
 from tqdm import tqdm
 
+from offseg_d2.batching import batches_of_a_kind, items_ahead, read_ahead
 from offseg_d2.data import DataFileError, read_image
+from offseg_d2.drawing import UNCHOSEN as UNCHOSEN
+from offseg_d2.drawing import DrawOptions, choose_classes, draw_labels, palette_png
 from offseg_d2.predictor import find_images, output_paths, write_picture
 from offseg_d2.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
-from offseg_d2.visualization import class_colors, class_names, legend, overlay, side_by_side
-
-STYLES = ("overlay", "side-by-side", "label-map")
-UNCHOSEN = 255  # value in label maps of classes that were not asked for
+from offseg_d2.visualization import class_names, legend, side_by_side
 
 
 class LabelMaps(Protocol):
-    """What predicts: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`."""
+    """What predicts: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`.
+
+    One that has ``label_maps(images)``, and ``input_size(height, width)`` to tell which images go
+    together, as ``Predictor``, is given batches.
+    """
 
     metadata: Metadata
 
     def label_map(self, image: np.ndarray) -> np.ndarray: ...
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """How predictions are drawn.
+class _Loaded(NamedTuple):
+    """An image file that has been read."""
 
-    Attributes:
-        style: "overlay"; "side-by-side", the image beside it; or "label-map", a palette PNG whose
-            values are the class ids.
-        opacity: of the colours, 0..1.
-        legend: a strip with the names of the classes below; "side-by-side" always has it.
-        classes: names of the classes that are drawn; empty for all.
-    """
-
-    style: str = "overlay"
-    opacity: float = 0.5
-    legend: bool = False
-    classes: tuple[str, ...] = ()
+    path: str
+    target: str
+    image: np.ndarray
 
 
 class Unreadable(NamedTuple):
@@ -54,58 +46,6 @@ class Unreadable(NamedTuple):
 
     path: str
     reason: str
-
-
-def choose_classes(labels: np.ndarray, classes: Sequence[str], metadata: Metadata) -> np.ndarray:
-    """Set all classes that are not among ``classes`` (if there are any) to 255.
-
-    Raises:
-        ValueError: there is no class of such a name.
-    """
-    if not classes:
-        return labels
-    names = class_names(metadata)
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        raise ValueError(f"`--classes` must be among {names}, but {unknown[0]!r} is not.")
-    chosen = np.isin(labels, [names.index(name) for name in classes])
-    return np.where(chosen, labels, UNCHOSEN)
-
-
-def draw_labels(
-    image: np.ndarray, labels: np.ndarray, metadata: Metadata, options: DrawOptions
-) -> np.ndarray:
-    """Draw a label map over its image: (H, W, 3) uint8 BGR and (H, W) -> RGB picture."""
-    labels = choose_classes(labels, options.classes, metadata)
-    rgb = np.ascontiguousarray(image[..., ::-1])
-    picture = overlay(rgb, labels, metadata, opacity=options.opacity)
-    if options.style == "side-by-side":
-        picture = side_by_side([rgb, picture])
-    if options.style == "side-by-side" or options.legend:
-        picture = np.concatenate([picture, legend(metadata, picture.shape[1], labels)])
-    return picture
-
-
-def palette_png(labels: np.ndarray, metadata: Metadata) -> bytes:
-    """A PNG whose values are the class ids, shown in the colours of the classes.
-
-    Args:
-        labels: (H, W) ids below 256; 255 is black.
-        metadata: of at most 255 classes.
-
-    Raises:
-        ValueError: there are more classes.
-    """
-    colors = class_colors(metadata)
-    if len(colors) > UNCHOSEN:
-        raise ValueError(f"A label map must have at most 255 classes, but has {len(colors)}.")
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: len(colors)] = colors
-    picture = Image.fromarray(labels.astype(np.uint8), mode="P")
-    picture.putpalette(palette.tobytes())
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
-    return content.getvalue()
 
 
 def plan(inputs: Iterable[str], output_dir: str, style: str) -> list[tuple[str, str]]:
@@ -131,19 +71,34 @@ def is_video(path: str) -> bool:
     return path.lower().endswith(VIDEO_SUFFIXES)
 
 
+def predict(predictor: LabelMaps, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Label maps (H, W) of images (H, W, 3) BGR, in batches if the predictor knows such."""
+    if hasattr(predictor, "label_maps"):
+        return predictor.label_maps(images)
+    return [predictor.label_map(image) for image in images]
+
+
 def draw_files(
-    predictor: LabelMaps, inputs: Iterable[str], output_dir: str, options: DrawOptions
+    predictor: LabelMaps,
+    inputs: Iterable[str],
+    output_dir: str,
+    options: DrawOptions,
+    batch_size: int = 1,
 ) -> tuple[list[str], list[Unreadable]]:
-    """Predict images and videos and draw them; goes on past unreadable files.
+    """Predict images, then videos, and draw them; goes on past unreadable files.
+
+    The next images are read while the model works. So that batches get full, images of other
+    sizes wait meanwhile: at most ``7 * batch_size`` are in memory.
 
     Args:
         predictor: the model.
         inputs: images, videos, folders of such, and patterns.
         output_dir: folder for the pictures, made if need be.
         options: how to draw.
+        batch_size: images of one size, or frames of a video, that are predicted together.
 
     Returns:
-        The written files, and those that could not be read.
+        The written files, and those that could not be read, both in the order of the inputs.
 
     Raises:
         ValueError: see :func:`plan` and :func:`choose_classes`.
@@ -152,33 +107,64 @@ def draw_files(
     todo = plan(inputs, output_dir, options.style)
     choose_classes(np.zeros((1, 1), dtype=np.int64), options.classes, predictor.metadata)
     PathManager.mkdirs(output_dir)
-    written, unreadable = [], []
-    for path, target in tqdm(todo, unit="file", disable=None):
-        try:
-            if is_video(path):
-                draw_video(predictor, path, target, options)
-            else:
-                _draw_image(predictor, path, target, options)
-        except DataFileError as error:
-            unreadable.append(Unreadable(path, str(error)))
-            continue
-        written.append(target)
-    return written, unreadable
+    faults: dict[str, Unreadable] = {}
+    images = [(path, target) for path, target in todo if not is_video(path)]
+    with tqdm(total=len(todo), unit="file", disable=None) as progress:
+        with contextlib.closing(_read_images(images, 2 * batch_size, faults)) as loaded:
+            for batch in batches_of_a_kind(loaded, partial(_size_in, predictor), batch_size):
+                _draw_images(predictor, batch, options)
+                progress.update(len(batch))
+        for path, target in (pair for pair in todo if is_video(pair[0])):
+            try:
+                draw_video(predictor, path, target, options, batch_size=batch_size)
+            except DataFileError as error:
+                faults[path] = Unreadable(path, str(error))
+            progress.update()
+    return (
+        [target for path, target in todo if path not in faults],
+        [faults[path] for path, _ in todo if path in faults],
+    )
 
 
-def _draw_image(predictor: LabelMaps, path: str, target: str, options: DrawOptions) -> None:
-    image = read_image(path)
-    labels = predictor.label_map(image)
-    if options.style == "label-map":
-        chosen = choose_classes(labels, options.classes, predictor.metadata)
-        with PathManager.open(target, "wb") as file:
-            file.write(palette_png(chosen, predictor.metadata))
-        return
-    write_picture(target, draw_labels(image, labels, predictor.metadata, options))
+def _read_images(
+    files: Sequence[tuple[str, str]], ahead: int, faults: dict[str, Unreadable]
+) -> Iterator[_Loaded]:
+    tasks = (partial(read_image, path) for path, _ in files)
+    with contextlib.closing(read_ahead(tasks, ahead=ahead)) as futures:
+        for (path, target), future in zip(files, futures, strict=True):
+            try:
+                yield _Loaded(path, target, future.result())
+            except DataFileError as error:
+                faults[path] = Unreadable(path, str(error))
+
+
+def _size_in(predictor: LabelMaps, loaded: _Loaded) -> tuple[int, ...]:
+    """Images go through the network together if this is equal."""
+    height, width = loaded.image.shape[:2]
+    if hasattr(predictor, "input_size"):
+        return predictor.input_size(height, width)
+    return height, width
+
+
+def _draw_images(predictor: LabelMaps, batch: Sequence[_Loaded], options: DrawOptions) -> None:
+    metadata = predictor.metadata
+    label_maps = predict(predictor, [loaded.image for loaded in batch])
+    for (_, target, image), labels in zip(batch, label_maps, strict=True):
+        if options.style == "label-map":
+            chosen = choose_classes(labels, options.classes, metadata)
+            with PathManager.open(target, "wb") as file:
+                file.write(palette_png(chosen, metadata))
+        else:
+            write_picture(target, draw_labels(image, labels, metadata, options))
 
 
 def draw_video(
-    predictor: LabelMaps, source: str | int, target: str, options: DrawOptions, frames: int = 0
+    predictor: LabelMaps,
+    source: str | int,
+    target: str,
+    options: DrawOptions,
+    frames: int = 0,
+    batch_size: int = 1,
 ) -> int:
     """Predict the frames of a video file or camera and write them as a video.
 
@@ -189,6 +175,7 @@ def draw_video(
         options: how to draw; frames of one size are drawn in one size, so a legend lists all
             classes that are drawn.
         frames: at most so many; 0 for all.
+        batch_size: frames that are predicted together; as many more are read ahead.
 
     Returns:
         number of frames.
@@ -199,32 +186,41 @@ def draw_video(
         OSError: the video cannot be written.
     """
     reader = VideoReader(source)
-    number = 0
-    with VideoWriter(target, reader.rate) as writer, contextlib.suppress(KeyboardInterrupt):
-        for frame in _progress(reader, frames):
-            writer.write(draw_frame(predictor, frame, options))
-            number += 1
-    return number
-
-
-def _progress(reader: VideoReader, frames: int) -> Iterator[np.ndarray]:
     expected = min(filter(None, (reader.length, frames)), default=None)
-    limited = itertools.islice(reader, frames or None)
-    return iter(tqdm(limited, total=expected, unit="frame", disable=None, leave=False))
+    number = 0
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(VideoWriter(target, reader.rate))
+        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        source_frames = stack.enter_context(contextlib.closing(iter(reader)))
+        limited = itertools.islice(source_frames, frames or None)
+        coming = stack.enter_context(contextlib.closing(items_ahead(limited, ahead=batch_size)))
+        bar = tqdm(total=expected, unit="frame", disable=None, leave=False)
+        progress = stack.enter_context(bar)
+        while batch := list(itertools.islice(coming, batch_size)):
+            for frame, labels in zip(batch, predict(predictor, batch), strict=True):
+                writer.write(_draw_frame(frame, labels, predictor.metadata, options))
+                number += 1
+            progress.update(len(batch))
+    return number
 
 
 def draw_frame(predictor: LabelMaps, frame: np.ndarray, options: DrawOptions) -> np.ndarray:
     """Predict and draw a frame: (H, W, 3) BGR -> RGB, the same size for all frames."""
-    labels = predictor.label_map(frame)
+    return _draw_frame(frame, predictor.label_map(frame), predictor.metadata, options)
+
+
+def _draw_frame(
+    frame: np.ndarray, labels: np.ndarray, metadata: Metadata, options: DrawOptions
+) -> np.ndarray:
     bare = DrawOptions(opacity=options.opacity, classes=options.classes)
-    picture = draw_labels(frame, labels, predictor.metadata, bare)
+    picture = draw_labels(frame, labels, metadata, bare)
     if options.style == "side-by-side":
         picture = side_by_side([np.ascontiguousarray(frame[..., ::-1]), picture])
     if options.style != "side-by-side" and not options.legend:
         return picture
-    names = class_names(predictor.metadata)
+    names = class_names(metadata)
     shown = [names.index(name) for name in options.classes] or list(range(len(names)))
-    strip = legend(predictor.metadata, picture.shape[1], np.array([shown]))
+    strip = legend(metadata, picture.shape[1], np.array([shown]))
     return np.concatenate([picture, strip])
 
 

@@ -188,9 +188,8 @@ def trace_offsets(model: nn.Module, record: dict[str, Any]) -> OffsetTrace:
     inputs: list[tuple[Tensor, ...]] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
     try:
-        image = record["image"].to(next(model.parameters()).device, torch.float32)
-        image = (image - model.pixel_mean) / model.pixel_std
-        padded = _pad(image[None], 32)
+        image = model.normalise(record["image"])
+        padded = model._padded(image[None])  # as it predicts: offsets see the padding, too
         output = model.sem_seg_head(model.backbone(padded))
     finally:
         handle.remove()
@@ -211,10 +210,3 @@ def trace_offsets(model: nn.Module, record: dict[str, Any]) -> OffsetTrace:
         image_size=tuple(image.shape[-2:]),
         class_probabilities=classes,
     )
-
-
-def _pad(images: Tensor, divisor: int) -> Tensor:
-    """Repeat the last row and column until both sides are multiples of ``divisor``."""
-    height, width = images.shape[-2:]
-    margins = (0, -width % divisor, 0, -height % divisor)
-    return F.pad(images, margins, mode="replicate")

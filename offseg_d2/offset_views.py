@@ -62,9 +62,9 @@ def draw_offset_picture(
     class_id = None if class_name is None else find_class(class_name, predictor.metadata)
     originals = [read_image(path) for path in paths]
     images = [trace_image(predictor, image) for image in originals]
-    (height, width), shown = originals[0].shape[:2], images[0].rgb.shape
+    shown = images[0].rgb.shape
     if pixel is not None:
-        pixel = (pixel[0] * shown[1] // width, pixel[1] * shown[0] // height)
+        pixel = shown_pixel(pixel, originals[0].shape, shown)
     return draw_offsets(
         images,
         predictor.metadata,
@@ -72,6 +72,23 @@ def draw_offset_picture(
         pixel=pixel,
         plain_labels=_plain_labels(cfg, plain_weights, originals[0], shown[:2]),
     )
+
+
+def shown_pixel(
+    pixel: tuple[int, int], size: Sequence[int], shown: Sequence[int]
+) -> tuple[int, int]:
+    """Where the pixel (x, y) of an image file of (height, width, ...) ``size`` is shown.
+
+    Raises:
+        ValueError: it lies outside the file's image.
+    """
+    (x, y), (height, width) = pixel, size[:2]
+    if not (0 <= x < width and 0 <= y < height):
+        raise ValueError(
+            f"`--pixel` must lie in the image, x below {width} and y below {height}, "
+            f"but is {(x, y)}."
+        )
+    return x * shown[1] // width, y * shown[0] // height
 
 
 def _plain_labels(

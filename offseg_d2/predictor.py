@@ -21,7 +21,7 @@ from torch import Tensor
 
 from offseg_d2.config import ConfigError
 from offseg_d2.data import build_augmentations, ensure_registered
-from offseg_d2.engine import Trainer, available_device
+from offseg_d2.engine import Trainer, available_device, deployed
 from offseg_d2.modeling import AugmentedModel, build_evaluation_model
 from offseg_d2.visualization import to_labels
 
@@ -42,11 +42,12 @@ class Predictor:
 
     Attributes:
         cfg: configuration with the device that is really used.
-        model: in evaluation mode.
+        model: in evaluation mode, as it was trained; with ``TEST.DEPLOY`` a faster copy predicts.
         metadata: of the dataset.
 
     Raises:
-        ConfigError: ``MODEL.WEIGHTS`` is empty, or the dataset has another number of classes.
+        ConfigError: ``MODEL.WEIGHTS`` is empty, the dataset has another number of classes, or
+            ``TEST.DEPLOY`` is asked of a model that it does not know.
         FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
 
@@ -59,11 +60,13 @@ class Predictor:
         self.cfg.freeze()
         self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
         self._check_classes()
-        self.augmentations = AugmentationList(build_augmentations(self.cfg, is_train=False))
+        self._resizes = build_augmentations(self.cfg, is_train=False)
+        self.augmentations = AugmentationList(self._resizes)
         self.model = Trainer.build_model(self.cfg).eval()
         checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
-        self._evaluation_model = build_evaluation_model(self.cfg, self.model)
+        self._network = deployed(self.cfg, self.model)
+        self._evaluation_model = build_evaluation_model(self.cfg, self._network)
 
     def _check_classes(self) -> None:
         num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
@@ -90,9 +93,8 @@ class Predictor:
         record = self.record(image)
         if isinstance(self._evaluation_model, AugmentedModel):
             return self._evaluation_model.mean_probabilities(record)
-        return self.model([record])[0]["sem_seg"]
+        return self._network([record])[0]["sem_seg"]
 
-    @torch.inference_mode()
     def label_map(self, image: np.ndarray) -> np.ndarray:
         """Predict the best class of each pixel; takes less memory and time than all scores.
 
@@ -102,8 +104,32 @@ class Predictor:
         Returns:
             (H, W) integer class ids.
         """
-        sem_seg = self._evaluation_model([self.record(image)])[0]["sem_seg"]
-        return to_labels(sem_seg)
+        return self.label_maps([image])[0]
+
+    @torch.inference_mode()
+    def label_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Predict several images together.
+
+        Those of one size for the network (:meth:`input_size`) go through it as one batch, others
+        one after another. An image's label map does not depend on the others, but for ties within
+        rounding.
+
+        Args:
+            images: each (H, W, 3) uint8 **BGR**, of any sizes; all are in memory at once.
+
+        Returns:
+            (H, W) integer class ids of each, in the same order.
+        """
+        if not images:
+            return []
+        outputs = self._evaluation_model([self.record(image) for image in images])
+        return [to_labels(output["sem_seg"]) for output in outputs]
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the network sees an image of this height and width."""
+        for resize in self._resizes:
+            height, width = resize.draw_size(height, width)
+        return height, width
 
     def record(self, image: np.ndarray) -> dict[str, Any]:
         """What the model takes for an image."""

@@ -124,9 +124,28 @@ class Segmenter:
             FileNotFoundError, DataFileError: the file cannot be read.
             ValueError: an array of another shape or type.
         """
-        rgb = _to_rgb(image)
-        labels = self.predictor.label_map(np.ascontiguousarray(rgb[..., ::-1]))
-        return Segmentation(rgb, labels, self.predictor.metadata)
+        return self.batch([image])[0]
+
+    def batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
+        """Segment several images; those of one size go through the network together.
+
+        Args:
+            images: as above, all in memory at once.
+
+        Returns:
+            what each would give alone, in the same order.
+
+        Raises:
+            FileNotFoundError, DataFileError: one of the files cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        rgb = [_to_rgb(image) for image in images]
+        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in rgb]
+        metadata = self.predictor.metadata
+        return [
+            Segmentation(picture, labels, metadata)
+            for picture, labels in zip(rgb, self.predictor.label_maps(bgr), strict=True)
+        ]
 
 
 def _to_rgb(image: ImageLike) -> np.ndarray:

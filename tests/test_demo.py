@@ -111,6 +111,22 @@ def test_side_by_side_shows_the_image_the_overlay_and_a_legend(demo, images, tmp
     assert not np.array_equal(picture[:64, -96:], image)
 
 
+@pytest.mark.parametrize("flags", [("--batch-size", 2), ("--batch-size", 4, "--deploy")])
+def test_batches_and_the_deployed_model_draw_the_same_label_maps(demo, images, tmp_path, flags):
+    label_maps = ("--draw", "label-map")
+    assert demo("--input", images, "--output", tmp_path / "a", *label_maps)[0] == 0
+    assert demo("--input", images, "--output", tmp_path / "b", *label_maps, *flags)[0] == 0
+    for path in (tmp_path / "a").iterdir():
+        labels, same = (cv2.imread(str(tmp_path / x / path.name)) for x in "ab")
+        assert np.mean(labels == same) > 0.999
+
+
+def test_an_empty_batch_is_refused(demo, images, tmp_path):
+    status, _, err = demo("--input", images, "--output", tmp_path / "out", "--batch-size", "0")
+    assert status == 2
+    assert "`--batch-size` must be at least 1, but is 0." in err
+
+
 def test_an_unreadable_file_is_named_and_the_others_are_drawn(demo, images, tmp_path):
     (images / "broken.png").write_bytes((images / "one.png").read_bytes()[:40])
     status, out, err = demo("--input", images, "--output", tmp_path / "out")

@@ -10,14 +10,8 @@ from PIL import Image
 
 from offseg_d2 import video
 from offseg_d2.data import DataFileError
-from offseg_d2.demo import (
-    DrawOptions,
-    choose_classes,
-    draw_files,
-    draw_frame,
-    draw_video,
-    palette_png,
-)
+from offseg_d2.demo import draw_files, draw_frame, draw_video
+from offseg_d2.drawing import DrawOptions, choose_classes, palette_png
 from offseg_d2.video import VideoReader, VideoWriter
 
 METADATA = Metadata(stuff_classes=["dark", "bright"], stuff_colors=[(10, 20, 30), (200, 100, 50)])
@@ -30,6 +24,18 @@ class Brightness:
 
     def label_map(self, image: np.ndarray) -> np.ndarray:
         return (image.mean(axis=2) > 127).astype(np.int64)
+
+
+class InBatches(Brightness):
+    """The same in batches, of which it remembers the sizes."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def label_maps(self, images) -> list[np.ndarray]:
+        self.batches.append(len(images))
+        assert len({image.shape for image in images}) == 1
+        return [self.label_map(image) for image in images]
 
 
 def frames(number: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:
@@ -63,6 +69,36 @@ def test_video_is_drawn_frame_by_frame_at_its_rate(tmp_path):
     for index, frame in enumerate(drawn):  # BGR; compression changes colours a little
         assert np.abs(frame[24, 8 * index + 8].astype(int) - (50, 100, 200)).max() < 40
         assert np.abs(frame[24, (8 * index + 40) % 64].astype(int) - (30, 20, 10)).max() < 40
+
+
+@pytest.mark.parametrize(("size", "batches"), [(1, [1] * 6), (4, [4, 2]), (6, [6]), (9, [6])])
+def test_frames_of_a_batch_keep_their_order(tmp_path, size, batches):
+    source = write_film(tmp_path / "bar.mp4", frames())
+    draw_video(Brightness(), source, str(tmp_path / "one.mp4"), DrawOptions(opacity=1.0))
+    predictor, target = InBatches(), str(tmp_path / "many.mp4")
+    options = DrawOptions(opacity=1.0)
+    assert draw_video(predictor, source, target, options, batch_size=size) == 6
+    assert predictor.batches == batches
+    assert np.array_equal(read_film(tmp_path / "one.mp4"), read_film(tmp_path / "many.mp4"))
+
+
+def test_images_of_one_size_are_a_batch_and_unreadable_ones_do_not_break_it(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pictures = [*frames(3), *frames(2, 40, 64), *frames(2)]
+    for index, picture in enumerate(pictures):
+        cv2.imwrite(str(folder / f"{index}.png"), picture)
+    (folder / "1.png").write_bytes(b"no picture")
+    predictor = InBatches()
+    written, unreadable = draw_files(
+        predictor, [str(folder)], str(tmp_path / "out"), DrawOptions(), batch_size=4
+    )
+    assert predictor.batches == [4, 2]
+    assert [Path(path).stem for path in written] == ["0", "2", "3", "4", "5", "6"]
+    assert [Path(file.path).name for file in unreadable] == ["1.png"]
+    draw_files(Brightness(), [str(folder)], str(tmp_path / "alone"), DrawOptions())
+    for path in (tmp_path / "alone").iterdir():
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
 
 
 def test_all_frames_have_one_size_whatever_is_in_them():

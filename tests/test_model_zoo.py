@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +187,43 @@ def test_document_lists_every_benchmark_configuration():
         for path in (CONFIGS / dataset).glob("*.yaml")
     }
     assert set(documented_rows()) == leaves
+
+
+FEW = ("ade20k/segformer_b0_offset_160k", "ade20k/segnext_t_offset_160k")
+
+
+def documented_numbers() -> dict[str, list[str]]:
+    """Configuration -> texts of parameters and of both multiply-accumulates."""
+    cells = [line.split("|") for line in DOCUMENT.read_text(encoding="utf-8").splitlines()]
+    rows = documented_rows()
+    names = {f"[{name}](../configs/{name}.yaml)": name for name in rows}
+    return {
+        names[row[1].strip()]: [cell.strip() for cell in row[2:5]]
+        for row in cells
+        if len(row) > 4 and row[1].strip() in names
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+        for name in sorted(documented_rows())
+    ],
+)
+def test_document_tells_the_true_multiply_accumulates(name, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
+    make_zoo = runpy.run_path(str(ROOT / "benchmarks/make_zoo.py"))
+    assert documented_numbers()[name] == make_zoo["numbers"](name)
+
+
+def test_document_has_the_digits_that_the_paper_prints_for_offseg():
+    numbers = documented_numbers()
+    convolutions = {name: row[1] for name, row in numbers.items() if "/offseg_" in name}
+    for size, ade20k, cityscapes in (("t", "5.3", "44.8"), ("b", "10.3", "86.5"),
+                                     ("l", "17.1", "143.4")):  # fmt: skip
+        assert convolutions[f"ade20k/offseg_{size}_offset_160k"] == ade20k
+        assert convolutions[f"cityscapes/offseg_{size}_offset_160k"] == cityscapes
 
 
 @pytest.mark.parametrize(("name", "parameters"), sorted(documented_rows().items()))

@@ -15,7 +15,7 @@ from offseg_d2.config import load_config
 from offseg_d2.modeling.offset_learning import OffsetLearning
 from offseg_d2.offset_figure import TracedImage, draw_offsets, offset_lengths, principal_plane
 from offseg_d2.offset_trace import OffsetTrace, offset_layer, trace_offsets
-from offseg_d2.offset_views import find_class
+from offseg_d2.offset_views import find_class, shown_pixel
 from tests.common import (
     ROOT,
     SMALL_OFFSEG,
@@ -102,6 +102,31 @@ def test_odd_sizes_are_padded_and_cut_again():
     trace = trace_offsets(spread_weights(build_offseg(*SMALL_OFFSEG)).eval(), record(50, 70))
     assert trace.padded_size == (64, 96)
     assert trace.labels().shape == (50, 70)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (50, 70), (20, 33)])
+@pytest.mark.parametrize(
+    ("host", "options"),
+    [
+        ("offseg_t", SMALL_OFFSEG),
+        ("segformer_b0", ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5)),
+    ],
+)
+def test_labels_are_what_the_model_predicts_whatever_the_size(host, options, size):
+    seed_all()
+    model = spread_weights(build_offseg(*options, model=host)).eval()
+    with torch.no_grad():
+        predicted = model([record(*size)])[0]["sem_seg"].argmax(dim=0)
+    labels = trace_offsets(model, record(*size)).labels()
+    assert (labels == predicted).float().mean() > 0.995  # but for ties within rounding
+
+
+def test_a_pixel_outside_the_file_is_refused_in_its_own_coordinates():
+    assert shown_pixel((479, 0), (360, 480), (270, 360)) == (359, 0)
+    with pytest.raises(ValueError, match=r"x below 480 and y below 360, but is \(480, 5\)"):
+        shown_pixel((480, 5), (360, 480), (270, 360))
+    with pytest.raises(ValueError, match=r"but is \(-1, 5\)"):
+        shown_pixel((-1, 5), (360, 480), (270, 360))
 
 
 def test_model_without_offsets_is_refused():

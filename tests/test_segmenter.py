@@ -54,6 +54,17 @@ def test_arrays_files_and_pil_images_are_the_same(checkpoint, image, tmp_path):
     assert np.array_equal(segment(grey).labels, segment(np.stack([grey] * 3, axis=2)).labels)
 
 
+def test_a_list_of_images_gives_a_list_of_segmentations(checkpoint, image):
+    segment = Segmenter.from_checkpoint(checkpoint)
+    images = [image, image[::-1], Image.fromarray(image[:40])]
+    results = segment.batch(images)
+    assert [result.labels.shape for result in results] == [(64, 96), (64, 96), (40, 96)]
+    for result, picture in zip(results, images, strict=True):
+        alone = segment(picture)
+        assert np.array_equal(result.image, alone.image)
+        assert np.mean(result.labels == alone.labels) > 0.999
+
+
 def test_areas_and_masks_cover_the_image(checkpoint, image, tmp_path):
     result = Segmenter.from_checkpoint(checkpoint)(image)
     areas = result.areas()

@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> None:
     settings = {name: getattr(args, name) for name in ("dtype", "deploy", "seconds", "depth")}
     settings |= {"reference": authors_order(), "time_reference": args.authors_order}
     settings["inputs"] = analysis.InputSpec(*args.size, args.batch)
-    subjects = [
-        analysis.Subject(Path(file).stem, load_config(file, opts), **settings)
-        for file in args.config_file
-    ]
+    subjects = []
+    for path in map(Path, args.config_file):  # a run's own config.yaml is named by its folder
+        name = path.stem if path.stem != "config" else path.resolve().parent.name
+        subjects.append(analysis.Subject(name, load_config(str(path), opts), **settings))
     results = [analysis.analyze(subject, args.tasks) for subject in subjects]
     print(analysis.format_results(results))
     if args.output:

@@ -11,8 +11,8 @@ needs none: ``--onnx model.onnx`` (see tools/export_model.py).
 
 Pictures have the names of their images, and no input is ever overwritten. ``--webcam 0`` shows a
 camera in a window, with ``--output DIR`` it is filmed into DIR/webcam.mp4 until Ctrl-C.
-Exit status: 0; 1 if some files could not be read (the others are drawn); 2 after a mistake of the
-user, which is told in one sentence.
+Exit status: 0; 1 if some files could not be read (the others are drawn); 2 after a mistake, told in
+one sentence.
 """
 
 import argparse
@@ -24,7 +24,8 @@ from detectron2.utils.logger import setup_logger
 
 from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
-from offseg_d2.demo import STYLES, DrawOptions, LabelMaps, draw_files, draw_video, plan, show_camera
+from offseg_d2.demo import LabelMaps, draw_files, draw_video, plan, show_camera
+from offseg_d2.drawing import STYLES, DrawOptions
 from offseg_d2.export import OnnxSegmenter
 from offseg_d2.predictor import Predictor
 from offseg_d2.segmenter import Segmenter
@@ -39,9 +40,9 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--weights", metavar="FILE", help="checkpoint of this project")
     model.add_argument("--config-file", metavar="FILE", help="configuration; weights by --opts")
     model.add_argument("--onnx", metavar="FILE", help="exported model")
+    paths, rest = "images, videos, folders of them, quoted patterns", argparse.REMAINDER
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--input", nargs="+", metavar="PATH",
-                        help="images, videos, folders of them, quoted patterns")  # fmt: skip
+    source.add_argument("--input", nargs="+", metavar="PATH", help=paths)
     source.add_argument("--webcam", type=int, metavar="N", help="number of a camera, such as 0")
     add("--output", metavar="DIR", help="folder for the pictures")
     add("--draw", choices=STYLES, default="overlay", help="label-map: palette PNGs of class ids")
@@ -49,14 +50,18 @@ def parse_args() -> argparse.Namespace:
     add("--legend", action="store_true", help="names of the classes below the picture")
     add("--classes", nargs="+", default=[], metavar="NAME", help="draw these classes only")
     add("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default %(default)s)")
+    add("--batch-size", type=int, default=1, metavar="N", help="images or frames at once")
+    add("--deploy", action="store_true", help="predict with an equivalent faster model")
     add("--max-frames", type=int, default=0, metavar="N", help="of a camera; 0 means no limit")
-    add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE",
-        help="changes of the configuration; the last argument")  # fmt: skip
+    add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="changes; the last argument")
     args = parser.parse_args()
     if not 0.0 <= args.opacity <= 1.0:
         parser.error(f"`--opacity` must be in 0..1, but is {args.opacity}.")
-    if args.onnx and args.opts:
-        parser.error(f"`--opts` must be absent with `--onnx`, but is {args.opts}.")
+    if args.batch_size < 1:
+        parser.error(f"`--batch-size` must be at least 1, but is {args.batch_size}.")
+    for name in ("opts", "deploy"):
+        if args.onnx and getattr(args, name):
+            parser.error(f"`--{name}` must be absent with `--onnx`, but is {getattr(args, name)}.")
     if args.input and not args.output:
         parser.error("`--output` must name a folder for the pictures of `--input`, but is absent.")
     return args
@@ -65,9 +70,10 @@ def parse_args() -> argparse.Namespace:
 def load_model(args: argparse.Namespace) -> LabelMaps:
     if args.onnx:
         return OnnxSegmenter(args.onnx)
+    opts = [*args.opts, *(["TEST.DEPLOY", "True"] if args.deploy else [])]
     if args.weights:
-        return Segmenter.from_checkpoint(args.weights, opts=args.opts).predictor
-    return Predictor(load_config(args.config_file, args.opts))
+        return Segmenter.from_checkpoint(args.weights, opts=opts).predictor
+    return Predictor(load_config(args.config_file, opts))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     options = DrawOptions(args.draw, args.opacity, args.legend, tuple(args.classes))
     if args.input:
         plan(args.input, args.output, args.draw)  # mistakes show before the model loads
-        written, unreadable = draw_files(load_model(args), args.input, args.output, options)
+        model = load_model(args)
+        written, unreadable = draw_files(model, args.input, args.output, options, args.batch_size)
         lie = "picture lies" if len(written) == 1 else "pictures lie"
         print(f"{len(written)} {lie} in {args.output}")
         for file in unreadable:
@@ -88,7 +95,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     PathManager.mkdirs(args.output)
     path = os.path.join(args.output, "webcam.mp4")
-    print(f"{draw_video(load_model(args), args.webcam, path, options, args.max_frames)} frames")
+    limits = {"frames": args.max_frames, "batch_size": args.batch_size}
+    print(f"{draw_video(load_model(args), args.webcam, path, options, **limits)} frames")
     return 0
 
 

@@ -45,7 +45,6 @@ def parse_args() -> argparse.Namespace:
     add("--input-type", choices=INPUT_TYPES, default="float32", help="default %(default)s")
     add("--size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"), help="default: any multiple")
     add("--batch", type=int, metavar="N", help="images at once; default: any number")
-    add("--optimize", action="store_true", help="fold and merge layers first (offseg_d2.deploy)")
     add("--calibration-dataset", default="", metavar="NAME", help="for onnx_int8")
     add("--calibration-images", type=int, default=32, metavar="N", help="default %(default)s")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="last argument")
@@ -61,10 +60,6 @@ def run(args: argparse.Namespace) -> None:
         setup_logger(name=name)
     predictor = Predictor(load_config(args.config_file, args.opts))
     model = predictor.model.cpu()
-    if args.optimize:
-        from offseg_d2.deploy import optimize
-
-        model = optimize(model, channels_last=False)
     options = {"output": args.predict, "input_type": args.input_type, "batch": args.batch}
     options["size"] = tuple(args.size) if args.size else None
     graph, description = prepare_export(model, predictor.cfg, predictor.metadata, **options)

@@ -12,7 +12,7 @@ OffSeg paper, which come from counters that differ between families.
 
 import argparse
 
-from offseg_d2.analysis.tradeoff import AXES, plot_tradeoff, read_rows, select_rows
+from offseg_d2.analysis.tradeoff import AXES, PAPER, plot_tradeoff, read_rows, select_rows
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.cli import report_user_errors
 
@@ -24,15 +24,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--rows", nargs="+", default=["paper"], metavar="FILE", help='files, or "paper" (default)')
     add("--x", default="macs_g", metavar="COLUMN", help=f"such as {', '.join(AXES)} (%(default)s)")
-    add("--dataset", default="", help="only rows of this one, such as ade20k")
-    add("--title", default="", help="above the picture")
+    add("--dataset", default="", help="only rows of this one, such as ade20k; needed of several")
+    add("--title", help="above the picture; by default the dataset")
     add("--output", required=True, metavar="FILE.png", help="the picture")
     return parser.parse_args()
 
 
+def _title(args: argparse.Namespace, rows: list[dict]) -> str:
+    dataset = args.dataset or next((row["dataset"] for row in rows if row.get("dataset")), "")
+    source = ", numbers of the paper (counters differ between families)"
+    return f"{dataset}{source * (PAPER in args.rows)}".removeprefix(", ")
+
+
 def run(args: argparse.Namespace) -> None:
     rows = select_rows([row for file in args.rows for row in read_rows(file)], args.x, args.dataset)
-    picture = plot_tradeoff(rows, args.x, args.title)
+    title = args.title if args.title is not None else _title(args, rows)
+    picture = plot_tradeoff(rows, args.x, title)
     write_atomically(args.output, lambda file: file.write(picture))
     print(f"{len(rows)} models: {args.output}")
 

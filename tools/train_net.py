@@ -39,6 +39,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("--show-dir", "draw ground truth and prediction of each image to DIR/<dataset>"),
     ):  # fmt: skip
         group.add_argument(flag, metavar="DIR", default="", help=text)
+    group.add_argument("--deploy", action="store_true", help="predict with a faster equivalent")
     return parser.parse_args(arguments)
 
 
@@ -47,8 +48,10 @@ def read_config(args: argparse.Namespace) -> CfgNode:
     cfg = load_config(args.config_file, args.opts)
     if args.num_gpus == 0:
         cfg.MODEL.DEVICE = "cpu"
-    if (args.save_predictions or args.show_dir) and not args.eval_only:
-        raise ConfigError("`--save-predictions` and `--show-dir` must be used with --eval-only.")
+    cfg.TEST.DEPLOY = cfg.TEST.DEPLOY or args.deploy
+    if (args.save_predictions or args.show_dir or args.deploy) and not args.eval_only:
+        flags = "`--save-predictions`, `--show-dir` and `--deploy`"
+        raise ConfigError(f"{flags} must be used with --eval-only.")
     if args.eval_only and args.resume:
         cfg.MODEL.WEIGHTS = last_checkpoint(cfg.OUTPUT_DIR)
         if not cfg.MODEL.WEIGHTS:

@@ -10,7 +10,8 @@ Same weights, same results, but every step as the papers and their published mod
 * several levels: each resized to the finest, concatenated, then convolved;
 * attention of MiT and of Mask2Former's queries: similarity, softmax and sum one after the other,
   masks repeated for each head; deformable attention: all levels sampled, stacked, then summed;
-* results: all logits (masks) resized to the image, then argmax.
+* maps: channels outermost, as PyTorch lays them out by default;
+* results: all logits (masks) resized to the image, then argmax; in training, then cross-entropy.
 
 What the authors' code computes twice or to no effect (a second softmax of the same kernels,
 resizes to the same size) is not repeated here: the baseline is their mathematics, not their slips.

@@ -3,6 +3,7 @@
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from offseg_d2.layers import FreqFusion, LocalSimilaritySampler, MSDeformAttn
@@ -89,7 +90,16 @@ def authors_order(model: nn.Module) -> nn.Module:
                 f"`{name}` must be one of {sorted(form.__name__ for form in FORMS)} itself to have "
                 f"an authors' form, but is a {type(module).__name__}."
             )
+        _undo_choices(module)
     return model
+
+
+def _undo_choices(module: nn.Module) -> None:
+    """Take back what a module of this project chose as the faster way and keeps as an attribute."""
+    if hasattr(module, "memory_format"):  # the authors' maps have their channels outermost
+        module.memory_format = torch.contiguous_format
+    if hasattr(module, "resizes_in_loss"):  # theirs resize all logits before the loss
+        module.resizes_in_loss = False
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor | dict[str, Any]:

@@ -4,6 +4,7 @@ from offseg_d2.analysis.complexity import Macs, count_macs, count_parameters
 from offseg_d2.analysis.latency import (
     Timing,
     gemm_peak,
+    gemm_peaks,
     measure,
     measure_interleaved,
     speedup,
@@ -31,6 +32,7 @@ __all__ = [
     "count_parameters",
     "format_results",
     "gemm_peak",
+    "gemm_peaks",
     "machine",
     "measure",
     "measure_interleaved",

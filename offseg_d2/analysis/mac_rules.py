@@ -72,11 +72,16 @@ def _convolution(args: tuple, out: Tensor) -> dict[str, int]:
 
 
 def _packed_convolution(args: tuple, out: Tensor) -> dict[str, int]:
-    """Of oneDNN, with a weight whose first axes may be laid out in its own way."""
-    image, weight, bias = args[:3]
-    groups = args[6]
-    area = weight.shape[-2:].numel()
-    macs = out.numel() * area * (image.shape[1] // groups)
+    """Of oneDNN, with a weight whose first axes may be laid out in its own way.
+
+    Arguments are (image, weight, bias, padding, stride, dilation, groups, ...); where something is
+    added to the result, that stands behind the image, or before it if it is added to in place.
+    """
+    padding = next(i for i, argument in enumerate(args) if isinstance(argument, list))
+    added_first = padding == 4 and args[1].shape != out.shape
+    image, groups = args[1 if added_first else 0], args[padding + 3]
+    weight, bias = args[padding - 2 : padding]
+    macs = out.numel() * weight.shape[-2:].numel() * (image.shape[1] // groups)
     return {CONVOLUTION: macs, CONVOLUTION_BIAS: out.numel() if bias is not None else 0}
 
 

@@ -62,7 +62,8 @@ def select_rows(rows: Sequence[Row], axis: str, dataset: str = "") -> list[Row]:
         dataset: keep only rows of this one, and those that name none; "" keeps all.
 
     Raises:
-        ValueError: a number is not positive, a name is missing, or no row is left.
+        ValueError: a number is not positive, a name is missing, no row is left, or rows of several
+            datasets are, whose scores are no matter of one picture.
     """
     chosen = []
     for row in rows:
@@ -76,6 +77,9 @@ def select_rows(rows: Sequence[Row], axis: str, dataset: str = "") -> list[Row]:
     if not chosen:
         of_dataset = f" of dataset {dataset!r}" if dataset else ""
         raise ValueError(f'At least one row{of_dataset} must have "{axis}" and "miou".')
+    datasets = sorted({str(row["dataset"]) for row in chosen if row.get("dataset")})
+    if len(datasets) > 1:
+        raise ValueError(f"`--dataset` must be one of {datasets} for these rows, but is ''.")
     return chosen
 
 
@@ -135,7 +139,7 @@ def plot_tradeoff(rows: Sequence[Row], axis: str, title: str = "") -> bytes:
         style = {"textcoords": "offset points", "fontsize": LABEL_SIZE, "zorder": 4}
         axes.annotate(name, mark, xytext=place, va="center", **style)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="lower right", ncols=2)
+    axes.legend(fontsize=7, loc="best", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()

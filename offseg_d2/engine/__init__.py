@@ -13,6 +13,7 @@ from .defaults import (
 from .evaluation import build_evaluator, evaluate
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .launch import launch
+from .model_options import deployed
 from .stopping import StopOnSignalHook
 from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
 from .trainer import Trainer
@@ -32,6 +33,7 @@ __all__ = [
     "configure_batch_norm",
     "create_ddp_model",
     "default_writers",
+    "deployed",
     "evaluate",
     "launch",
     "seed_iteration",

@@ -36,6 +36,7 @@ from offseg_d2.evaluation import (
 from offseg_d2.visualization import class_colors
 
 from .defaults import software_versions
+from .model_options import deployed
 from .saved_predictions import build_saving_model
 
 if TYPE_CHECKING:
@@ -122,13 +123,14 @@ def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> Evaluati
 def _describe_inference(cfg: CfgNode) -> dict[str, str]:
     keys = cfg.TEST.SEM_SEG
     mode = keys.MODE
+    form = {"model": "optimized by offseg_d2.deploy"} if cfg.TEST.DEPLOY else {}
     if mode == "slide":
         mode += f", window {list(keys.CROP_SIZE)}, stride {list(keys.STRIDE)} (height, width)"
     if keys.TTA.ENABLED:
         views = f"{list(keys.TTA.RATIOS)} of the image's size{', mirrored' * keys.TTA.FLIP}"
-        return {"inference": mode, "test-time augmentation": views}
+        return {"inference": mode, "test-time augmentation": views, **form}
     scale = str(list(cfg.INPUT.RESIZE.SCALE_TEST))
-    return {"inference": mode, "test scale (long side, short side)": scale}
+    return {"inference": mode, "test scale (long side, short side)": scale, **form}
 
 
 def evaluate(
@@ -154,13 +156,15 @@ def evaluate(
         as of :meth:`Trainer.test`; nothing for data sets without labels.
 
     Raises:
-        ConfigError: a data set has no labels and no predictions are to be written, or
-            ``predictions_dir`` holds predictions of another model.
+        ConfigError: a data set has no labels and no predictions are to be written,
+            ``predictions_dir`` holds predictions of another model, or ``TEST.DEPLOY`` is asked of
+            a model that it does not know.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("`DATASETS.TEST` must name a data set to evaluate on, but is empty.")
     for name in cfg.DATASETS.TEST:
         require_registered(name, "DATASETS.TEST")
+    predicting = deployed(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
         own_cfg = cfg.clone()
@@ -169,14 +173,13 @@ def evaluate(
         if cfg.TEST.SEM_SEG.REPORT == "eval_only":
             own_cfg.TEST.SEM_SEG.REPORT = "always"
         own_cfg.freeze()
-        network = model
+        network = predicting
         if predictions_dir:
-            network = build_saving_model(
-                own_cfg, model, os.path.join(predictions_dir, folder_name(name))
-            )
+            directory = os.path.join(predictions_dir, folder_name(name))
+            network = build_saving_model(own_cfg, model, directory, predicting)
         evaluator = _build_evaluator_for(trainer, own_cfg, pictures_dir, bool(predictions_dir))
         results[name] = trainer.test(own_cfg, network, [evaluator])
-        if network is not model:
+        if network is not predicting:
             network.log()
     return results[name] if len(results) == 1 else results
 

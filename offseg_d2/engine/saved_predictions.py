@@ -69,13 +69,16 @@ class SavingModel(nn.Module):
             )
 
 
-def build_saving_model(cfg: CfgNode, model: nn.Module, directory: str) -> SavingModel:
+def build_saving_model(
+    cfg: CfgNode, model: nn.Module, directory: str, predicting: nn.Module | None = None
+) -> SavingModel:
     """Make a model write its predictions to a folder, to be called on all processes.
 
     Args:
         cfg: with one data set in ``DATASETS.TEST``.
         model: with the weights to predict with.
         directory: local folder.
+        predicting: an equivalent of ``model`` that predicts in its place.
 
     Raises:
         ConfigError: the folder holds other files, such as predictions of another model.
@@ -91,7 +94,8 @@ def build_saving_model(cfg: CfgNode, model: nn.Module, directory: str) -> Saving
         getattr(metadata, "image_root", ""),
     )
     _claim(directory, _origin(cfg, model))
-    return SavingModel(build_evaluation_model(cfg, model), folder)
+    predicting = model if predicting is None else predicting
+    return SavingModel(build_evaluation_model(cfg, predicting), folder)
 
 
 def _origin(cfg: CfgNode, model: nn.Module) -> dict[str, str]:

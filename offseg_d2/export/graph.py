@@ -15,9 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.export.check import ROUNDING, THRESHOLDS, Tolerance
+from offseg_d2.export.compact import compact
 from offseg_d2.layers import NMF2D
 from offseg_d2.modeling import MaskSegmentor, PerPixelSegmentor
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+
+_OPTIMIZED = "offseg_d2.deploy."
 
 
 class SegmentationGraph(nn.Module):
@@ -29,7 +32,7 @@ class SegmentationGraph(nn.Module):
         pad: zero-pad inside to what the network needs; False if inputs are such multiples.
 
     Raises:
-        TypeError: if the model is no meta-architecture of this package.
+        TypeError: if the model is no meta-architecture of this package, or an optimized one.
         ValueError: if it is in training mode.
     """
 
@@ -41,6 +44,12 @@ class SegmentationGraph(nn.Module):
             raise TypeError(
                 "`model` must be a PerPixelSegmentor or a MaskSegmentor to be exported, but is a "
                 f"{type(model).__name__}."
+            )
+        if any(type(part).__module__.startswith(_OPTIMIZED) for part in model.modules()):
+            # Its operators are those that PyTorch has fast forms of; other runtimes have others.
+            raise TypeError(
+                "`model` must be as it was trained to be exported, but is the result of "
+                "offseg_d2.deploy.optimize."
             )
         if model.training:
             raise ValueError("`model` must be in evaluation mode to be exported, but is not.")
@@ -107,11 +116,12 @@ class OneOutput(nn.Module):
 
 
 def exportable_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU without gradients, whose random numbers are drawn once and for all."""
+    """A copy on the CPU without gradients; random numbers are drawn, large constants compact."""
     model = copy.deepcopy(model).cpu().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, NMF2D) and module.injected_bases is None:
             module.injected_bases = module.draw_bases(1, torch.device("cpu"))
+    compact(model)
     return model
 
 

@@ -1,10 +1,12 @@
 """Models as ``torch.export`` archives (.pt2): for PyTorch, without this package.
 
-Loading such an archive may run code that it brings along: ``torch.export.load`` is for files whose
-origin is trusted. Nothing in this package loads one unless it is named as such.
+Loading such an archive may run code that it brings along, whoever loads it: ``torch.export.load``
+unpickles objects and evaluates expressions of sizes. It is for files whose origin is trusted, and
+no tool of this project loads one.
 """
 
 import io
+import zipfile
 
 import torch
 from detectron2.utils.file_io import PathManager
@@ -62,13 +64,26 @@ def load_torch(path: str) -> tuple[torch.nn.Module, ModelDescription]:
         the model, images (B, 3, H, W) RGB 0..255 -> labels or logits; and its description.
 
     Raises:
-        ValueError: if it has no description by this package.
+        ValueError: if it has no description by this package; nothing in it is run then.
     """
-    extra = {DESCRIPTION_FILE: ""}
     with PathManager.open(path, "rb") as file:
         content = io.BytesIO(file.read())
-    program = torch.export.load(content, extra_files=extra)
-    return program.module(), ModelDescription.from_json(extra[DESCRIPTION_FILE], path)
+    description = _read_description(content, path)  # what is not ours is refused unopened
+    content.seek(0)
+    return torch.export.load(content).module(), description
+
+
+def _read_description(archive: io.BytesIO, path: str) -> ModelDescription:
+    """The extra file of an archive, without loading the archive."""
+    try:
+        with zipfile.ZipFile(archive) as members:
+            (name,) = (x for x in members.namelist() if x.endswith(f"/extra/{DESCRIPTION_FILE}"))
+            text = members.read(name).decode("utf-8")
+    except (ValueError, zipfile.BadZipFile):
+        raise ValueError(
+            f"`{path}` must be an archive by tools/export_model.py, but describes no classes."
+        ) from None
+    return ModelDescription.from_json(text, path)
 
 
 def _saved(program: torch.export.ExportedProgram, description: ModelDescription) -> io.BytesIO:

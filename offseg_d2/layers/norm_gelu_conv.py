@@ -57,9 +57,15 @@ def _can_be_one(features: Tensor, norm: nn.Module, conv: nn.Module) -> bool:
         and norm.momentum is not None
         and conv.padding_mode == "zeros"
         and not isinstance(conv.padding, str)
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in (norm, conv))
+        and not any(_has_hooks(module) for module in (norm, conv))
         and (not norm.training or features.numel() > features.shape[1])  # else the norm refuses
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether someone wants to know when the module is called, forward or backward."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 
 
 class _NormGeluConv(torch.autograd.Function):

@@ -10,7 +10,6 @@ of pixels with the same corners.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers.resampling import Resampling, weighted_sums
+from offseg_d2.layers.threads import for_each
 
 _MAP_BYTES = 8 << 20  # scores of the map that are worked on at once
 _BLOCK_BYTES = 4 << 20  # interpolated scores at once
@@ -47,33 +47,23 @@ def interpolated_argmax(scores: Tensor, rows: Resampling, columns: Resampling) -
     scores = scores.detach()
     labels = scores.new_empty(len(rows), len(columns), dtype=label_dtype(scores.shape[0]))
     is_resized = not (rows.is_identity and columns.is_identity)
-    with _one_thread(scores.device):
-        for begin, end, top, bottom in _chunks(scores, rows, columns):
-            part = scores[:, top:bottom].permute(1, 2, 0)  # (rows, w, K)
-            part = part.to(torch.promote_types(part.dtype, torch.float32)).contiguous()
-            if is_resized:
-                labels[begin:end] = _resized_labels(part, rows.cut(begin, end, top), columns)
-            else:
-                labels[begin:end] = _argmax(part)[:, : len(columns)]
+
+    def fill(chunk: tuple[int, int, int, int]) -> None:
+        begin, end, top, bottom = chunk
+        part = scores[:, top:bottom].permute(1, 2, 0)  # (rows, w, K)
+        part = part.to(torch.promote_types(part.dtype, torch.float32)).contiguous()
+        if is_resized:
+            labels[begin:end] = _resized_labels(part, rows.cut(begin, end, top), columns)
+        else:
+            labels[begin:end] = _argmax(part)[:, : len(columns)]
+
+    chunks = _chunks(scores, rows, columns)
+    if scores.is_cpu:
+        for_each(fill, chunks)
+    else:
+        for chunk in chunks:
+            fill(chunk)
     return labels
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """Keep the CPU's threads out of it: the steps are many and short.
-
-    Waiting for each other after every step costs them more than they gain, and ten times as much
-    where other processes (such as those that load images) take turns on the same cores.
-    """
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield
-        return
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _chunks(
@@ -82,6 +72,8 @@ def _chunks(
     """Rows of the result (first, last + 1), and rows of the map that they need."""
     map_rows = _MAP_BYTES // max(scores.shape[0] * scores.shape[2] * scores.element_size(), 1)
     result_rows = _CHUNK_PIXELS // max(len(columns), 1)
+    if scores.is_cpu:  # something for each thread, and the last one not much later than the others
+        result_rows = min(result_rows, -(-len(rows) // (2 * torch.get_num_threads())))
     starts, ends = rows.start.tolist(), rows.end.tolist()
     begin = 0
     for i in range(1, len(starts) + 1):

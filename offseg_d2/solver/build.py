@@ -13,7 +13,7 @@ from detectron2.solver import build_lr_scheduler as build_detectron2_lr_schedule
 from torch import Tensor, nn
 
 from .lr_schedule import WarmupPolyLR
-from .param_groups import build_param_groups, rules_of
+from .param_groups import build_param_groups, offset_rule, rules_of
 
 # Clips the gradients of parameters in place; returns their total norm before clipping, or None
 # where the kind of clipping does not need it.
@@ -53,6 +53,13 @@ def _build_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             "`SOLVER.PARAM_GROUPS` must be 'mask_query' for a mask-query model, one with "
             f"`{_QUERIES}`, but is {table!r}."
         )
+    if solver.OFFSET_LR_FACTOR < 0:
+        raise ValueError(
+            f"`SOLVER.OFFSET_LR_FACTOR` must be at least 0, but is {solver.OFFSET_LR_FACTOR!r}."
+        )
+    if solver.OFFSET_LR_FACTOR != 1:  # a group of its own only where it is needed
+        head = solver.HEAD_LR_FACTOR if table == "per_pixel" else 1.0
+        rules = (offset_rule(head * solver.OFFSET_LR_FACTOR), *rules)
     try:
         return build_param_groups(
             model,

@@ -65,6 +65,20 @@ TALKING_HEAD_RULE = ParamGroupRule(
     lr_factor="HEAD_LR_FACTOR",
 )
 
+
+def offset_rule(lr_factor: float) -> ParamGroupRule:
+    """The projections of offset learning, where they learn at another rate than their head.
+
+    A pixel feature has many positive channels, so a step of a class offset's projection moves all
+    class vectors much further than an equal step of the vectors themselves.
+
+    Args:
+        lr_factor: factor on the base learning rate.
+    """
+    pattern = r"sem_seg_head\..+\.(class|feature)_offset_proj\.weight"
+    return ParamGroupRule("offsets", pattern, lr_factor=lr_factor, optional=True)  # a plain model
+
+
 # For backbones of others, whose norms may have any name.
 DEFAULT_RULES: tuple[ParamGroupRule, ...] = (HEAD_RULE, replace(BACKBONE_NORM_RULE, optional=True))
 

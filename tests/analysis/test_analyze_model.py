@@ -119,6 +119,7 @@ def test_deployed_form_is_counted_and_timed_beside_the_model():
     assert deployed["all"] == pytest.approx(model["all"], rel=0.2)
 
 
+@pytest.mark.slow
 def test_half_precision_is_measured_as_well():
     subject = Subject("small", offseg_config(*SMALL_OFFSEG), InputSpec(64, 64), dtype="bfloat16")
     subject.seconds = 0.01

@@ -5,7 +5,15 @@ import json
 import pytest
 import torch
 
-from offseg_d2.analysis import Timing, gemm_peak, machine, measure, measure_interleaved, speedup
+from offseg_d2.analysis import (
+    Timing,
+    gemm_peak,
+    gemm_peaks,
+    machine,
+    measure,
+    measure_interleaved,
+    speedup,
+)
 
 
 def test_calls_take_turns_and_the_warm_up_does_not_count():
@@ -45,6 +53,9 @@ def test_time_and_repeats_must_be_positive(name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_is_a_rate_of_operations(dtype):
+    peaks = gemm_peaks(dtype, size=64)
+    assert list(peaks) == ["torch.mm", "packed weights"]
+    assert all(1e6 < peak < 1e15 for peak in peaks.values())
     assert 1e6 < gemm_peak(dtype, size=64) < 1e15
 
 

@@ -1,7 +1,8 @@
 """Pictures of accuracy against cost: which rows they show, and mistakes in files."""
 
 import json
-import subprocess
+import re
+import runpy
 import sys
 
 import cv2
@@ -80,14 +81,26 @@ def test_mistakes_in_a_file_are_told(content, message, tmp_path):
         select_rows(read_rows(str(path)), "macs_g")
 
 
-def test_tool_draws_and_tells_mistakes_in_one_line(tmp_path):
-    command = [sys.executable, str(ROOT / "tools/plot_tradeoff.py"), "--output"]
+def run_tool(monkeypatch, *arguments):
+    """The tool in this process: a new one would spend its time on importing."""
+    monkeypatch.setattr(sys, "argv", ["plot_tradeoff.py", *map(str, arguments)])
+    runpy.run_path(str(ROOT / "tools" / "plot_tradeoff.py"), run_name="__main__")
+
+
+def test_tool_draws_and_tells_mistakes_in_one_line(monkeypatch, capsys, tmp_path):
     output = tmp_path / "p.png"
-    done = subprocess.run([*command, output, "--dataset", "ade20k"], cwd=ROOT, capture_output=True)
-    assert done.returncode == 0, done.stderr
+    run_tool(monkeypatch, "--output", output, "--dataset", "ade20k")
     assert output.read_bytes().startswith(b"\x89PNG")
-    done = subprocess.run(
-        [*command, output, "--rows", "absent.json"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == "error: The file of rows absent.json does not exist."
+    assert capsys.readouterr().out == f"35 models: {output}\n"
+    with pytest.raises(SystemExit) as stop:
+        run_tool(monkeypatch, "--output", output, "--rows", "absent.json")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: The file of rows absent.json does not exist.\n"
+
+
+def test_rows_of_several_datasets_are_no_matter_of_one_picture(monkeypatch, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run_tool(monkeypatch, "--output", tmp_path / "p.png")
+    assert stop.value.code == 2
+    message = r"error: `--dataset` must be one of \['ade20k', 'cityscapes', .*\] for these rows"
+    assert re.match(message, capsys.readouterr().err)

@@ -137,3 +137,26 @@ def test_authors_order_has_the_same_loss() -> None:
         part.train()
     expected = model(records)["loss_sem_seg"]
     assert_close(authors(records)["loss_sem_seg"], expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@torch.no_grad()
+def test_backbone_maps_have_their_channels_outermost(training: bool) -> None:
+    authors = authors_order(build_offseg(*SMALL_OFFSEG)).train(training)
+    maps = []
+    for layer in authors.backbone.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.register_forward_hook(lambda layer, inputs, out: maps.append(out))
+    authors.backbone(torch.randn(2, 3, 64, 96))
+    assert len(maps) > 50 and all(out.is_contiguous() for out in maps)
+
+
+def test_choices_of_an_instance_are_taken_back() -> None:
+    model = build_offseg(*SMALL_OFFSEG)
+    model.backbone.memory_format = torch.channels_last
+    model.sem_seg_head.resizes_in_loss = True
+    authors = authors_order(model)
+    assert authors.backbone.memory_format == torch.contiguous_format
+    assert authors.sem_seg_head.resizes_in_loss is False
+    assert model.backbone.memory_format == torch.channels_last
+    assert model.sem_seg_head.resizes_in_loss is True

@@ -22,6 +22,9 @@ def script_of(words: list[str]) -> Path | None:
     """The project's script that a command calls."""
     target = words[1] if words[0] == "-m" else words[0]
     path = ROOT / (target.replace(".", "/") + ".py" if words[0] == "-m" else target)
+    package = ROOT / target.replace(".", "/") / "__main__.py"
+    if words[0] == "-m" and package.is_file():
+        return package
     if path.is_file() or target.split("/")[0] in {"tools", "benchmarks", "tests"}:
         return path
     return None

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from offseg_d2.deploy import optimize
 from offseg_d2.export import ModelDescription, SegmentationGraph, prepare_export, sample_images
 from offseg_d2.export.graph import exportable_copy
 from tests.common import assert_close
@@ -102,9 +103,11 @@ def test_a_swin_backbone_needs_a_fixed_size_and_batch(swin, options):
         prepare_export(*swin, METADATA, **options)
 
 
-def test_foreign_models_and_models_in_training_are_refused():
+def test_foreign_models_optimized_ones_and_models_in_training_are_refused():
     with pytest.raises(TypeError, match="must be a PerPixelSegmentor or a MaskSegmentor"):
         SegmentationGraph(torch.nn.Conv2d(3, 5, 1))
     model, _ = tiny("convs")
+    with pytest.raises(TypeError, match=r"but is the result of offseg_d2\.deploy\.optimize"):
+        SegmentationGraph(optimize(model))
     with pytest.raises(ValueError, match="must be in evaluation mode"):
         SegmentationGraph(model.train())

@@ -19,6 +19,7 @@ from offseg_d2.export.check import THRESHOLDS
 from offseg_d2.export.description import KEY
 from offseg_d2.export.runtime import open_session
 from tests.common import assert_close
+from tests.export.test_size import ALLOWED, FEW, tensor_bytes, weight_bytes
 from tests.export.tiny import CLASSES, COLORS, picture, prepared, record
 
 ort = pytest.importorskip("onnxruntime")
@@ -166,5 +167,7 @@ def test_every_host_is_exported(name, size, output, tmp_path):
     if name == "swin" and size is None:
         pytest.skip("Swin is exported for one size and batch only")
     batch = 1 if name == "swin" else None
-    _, graph, description = prepared(name, size=size, batch=batch, output=output)
-    assert export_onnx(graph, description, str(tmp_path / "model.onnx")).is_close
+    model, graph, description = prepared(name, size=size, batch=batch, output=output)
+    path = tmp_path / "model.onnx"
+    assert export_onnx(graph, description, str(path)).is_close
+    assert tensor_bytes(path) <= ALLOWED * weight_bytes(model) + FEW

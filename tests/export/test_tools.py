@@ -1,6 +1,9 @@
 """tools/export_model.py, and tools/demo.py with its files."""
 
+import ast
 import runpy
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,11 +11,16 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
+from PIL import Image
 
 from offseg_d2.config import load_config
-from offseg_d2.export import OnnxSegmenter, export_onnx
-from tests.common import ROOT, seed_all, spread_weights
+from offseg_d2.data.datasets import ShapesParams, register_shapes
+from offseg_d2.export import OnnxSegmenter, export_onnx, load_torch
+from offseg_d2.predictor import Predictor
+from tests.common import ROOT, assert_close, seed_all, spread_weights
+from tests.docs.pages import blocks
 from tests.export.tiny import picture, prepared
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -69,6 +77,64 @@ def test_an_exported_file_draws_what_the_checkpoint_draws(call, weights, tmp_pat
     drawn = [cv2.imread(str(tmp_path / name / "one.png")) for name in ("of_file", "of_model")]
     assert np.array_equal(*drawn)
     assert "shapes_val" not in OnnxSegmenter(str(file)).metadata.name
+    labels = OnnxSegmenter(str(file)).label_map(picture(64, 96))
+    assert run_example(file, images / "one.png", tmp_path) == areas(labels)
+
+
+def areas(labels: np.ndarray) -> dict[str, int]:
+    """Pixels of each class of the drawn scenes that occurs."""
+    names = MetadataCatalog.get("shapes_val").stuff_classes
+    return {names[index]: int((labels == index).sum()) for index in np.unique(labels)}
+
+
+def run_example(file: Path, image: Path, folder: Path) -> dict[str, int]:
+    """What the example of the page prints; it must not import PyTorch."""
+    example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
+    example += "\nimport sys\nassert not {'torch', 'detectron2', 'offseg_d2'} & set(sys.modules)"
+    shutil.copy(file, folder / "fixed.onnx")
+    Image.open(image).save(folder / "street.jpg", "PNG")  # as PNG, so that no pixel changes
+    ran = subprocess.run(
+        [sys.executable, "-c", example], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    return ast.literal_eval(ran.stdout)
+
+
+def test_a_quantised_file_is_written_and_draws(call, weights, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    register_shapes("of_tool", ShapesParams(num_train=3, num_val=1, size=(64, 96)))
+    file = tmp_path / "int8.onnx"
+    status, out, _ = call(
+        *("export_model.py", "--config-file", CONFIG, "--output", file, "--format", "onnx_int8"),
+        *("--calibration-dataset", "of_tool_train", "--calibration-images", 2),
+        *("--size", 64, 96, "--batch", 1, "--opts", *SMALL, "MODEL.WEIGHTS", weights),
+    )
+    assert status == 0 and "int8 against float: largest difference" in out
+    assert OnnxSegmenter(str(file)).description.precision == "int8"
+    cv2.imwrite(str(tmp_path / "one.png"), picture(64, 96))
+    arguments = ("--input", tmp_path / "one.png", "--output", tmp_path / "out")
+    assert call("demo.py", "--onnx", file, *arguments)[0] == 0
+    assert cv2.imread(str(tmp_path / "out/one.png")).shape == (64, 96, 3)
+
+
+@torch.no_grad()
+def test_an_archive_of_the_tool_gives_the_scores_of_the_model(call, weights, tmp_path):
+    file = tmp_path / "model.pt2"
+    status, out, _ = call(
+        *("export_model.py", "--config-file", CONFIG, "--output", file),
+        *("--format", "torch_export", "--predict", "logits"),
+        *("--size", 70, 90, "--batch", 1, "--opts", *SMALL, "MODEL.WEIGHTS", weights),
+    )
+    assert status == 0 and "same labels at 100.0000 %" in out
+    program, description = load_torch(str(file))
+    cfg = load_config(str(CONFIG), [*SMALL, "MODEL.WEIGHTS", str(weights)])
+    image = picture(70, 90)
+    planes = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
+    expected = Predictor(cfg).model([{"image": planes}])[0]["sem_seg"]
+    assert description.size == (70, 90)
+    assert_close(program(planes[None].float())[0], expected)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """``torch.export`` archives, loaded back, against the model."""
 
+import zipfile
+
 import pytest
 import torch
 
@@ -36,6 +38,18 @@ def test_an_archive_that_disagrees_is_not_written(tmp_path, monkeypatch):
     with pytest.raises(ExportMismatchError, match=r"model\.pt2` is not written, as it differs"):
         export_torch(graph, description, str(tmp_path / "model.pt2"))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("foreign", ["text", "zip"])
+def test_an_archive_of_others_is_refused_unopened(foreign, tmp_path, monkeypatch):
+    path = tmp_path / "other.pt2"
+    path.write_bytes(b"no archive")
+    if foreign == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data/sample_inputs/model.pt", b"what would run")
+    monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
+    with pytest.raises(ValueError, match=r"other\.pt2` must be an archive by tools/export_model"):
+        load_torch(str(path))
 
 
 @pytest.mark.slow

@@ -118,6 +118,17 @@ def test_hooks_and_other_norms_are_respected():
     assert torch.equal(norm_gelu_conv(features, group_norm, modules["conv"]), expected)
 
 
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_on_the_backward_pass_are_respected(kind):
+    modules = layers(kernel_size=1).train()
+    seen = []
+    for name, module in modules.items():
+        getattr(module, kind)(lambda *_, name=name: seen.append(name))
+    features = torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True)
+    norm_gelu_conv(features, modules["norm"], modules["conv"]).sum().backward()
+    assert seen == ["conv", "norm"]
+
+
 def test_autocast_gives_what_the_modules_give():
     modules = layers(kernel_size=1).float().train()
     features = torch.randn(2, 4, 3, 3)

@@ -170,3 +170,22 @@ def test_kept_attention_bias_follows_the_size_and_the_weights():
         assert_close(bias(9, 9), torch.ones(1, 8, 9, 9))
         assert bias.double()(9, 9).dtype == torch.float64
     assert bias.train()(9, 9).requires_grad
+
+
+@torch.no_grad()
+def test_a_thread_with_another_image_size_does_not_disturb():
+    bias = AttentionBias(2, 2).eval()
+    bias(9, 9)
+    of_other_size = bias._cached
+    bias(4, 4)
+
+    class Interrupted(tuple):
+        """A key whose comparison takes so long that another thread gets its turn."""
+
+        def __ne__(self, other: object) -> bool:
+            bias._cached = of_other_size
+            return tuple(self) != other
+
+    assert bias._cached is not None
+    bias._cached = (Interrupted(bias._cached[0]), *bias._cached[1:])
+    assert bias(4, 4).shape[-2:] == (4, 4)

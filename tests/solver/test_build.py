@@ -1,16 +1,22 @@
 """Optimizer, schedule and gradient clipping from the configuration."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from detectron2.modeling import build_model
 from torch import nn
 
 from offseg_d2.config import load_config
+from offseg_d2.modeling import OffsetClassifier, PlainClassifier
 from offseg_d2.solver import (
     WarmupPolyLR,
     build_gradient_clipper,
     build_lr_scheduler,
     build_optimizer,
 )
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def make_cfg(*options):
@@ -104,3 +110,43 @@ def test_schedulers_of_detectron2_stay_available():
     cfg = make_cfg("MODEL.BACKBONE.NAME", "other", "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR")
     scheduler = build_lr_scheduler(cfg, build_optimizer(cfg, make_model()))
     assert not isinstance(scheduler, WarmupPolyLR)
+
+
+class OffsetHead(nn.Module):
+    def __init__(self, *, offsets=True):
+        super().__init__()
+        self.backbone = nn.ModuleDict({"norm": nn.BatchNorm2d(2)})
+        kind = OffsetClassifier if offsets else PlainClassifier
+        self.sem_seg_head = nn.ModuleDict({"classifier": kind(4, 3)})
+
+
+def rates_of(cfg, model):
+    return {group["name"]: group["lr"] for group in build_optimizer(cfg, model).param_groups}
+
+
+def test_projections_of_the_offsets_learn_at_their_factor_of_the_heads_rate():
+    options = ["MODEL.BACKBONE.NAME", "other", "SOLVER.BASE_LR", 1.0]
+    model = OffsetHead()
+    assert "offsets" not in rates_of(make_cfg(*options), model)  # the authors' groups
+    cfg = make_cfg(*options, "SOLVER.HEAD_LR_FACTOR", 10.0, "SOLVER.OFFSET_LR_FACTOR", 0.05)
+    rates = rates_of(cfg, model)
+    assert (rates["head"], rates["offsets"]) == pytest.approx((10.0, 0.5))
+    optimizer = build_optimizer(cfg, model)
+    group = next(g for g in optimizer.param_groups if g["name"] == "offsets")
+    learning = model.sem_seg_head["classifier"].offset_learning
+    assert {id(p) for p in group["params"]} == {id(p) for p in learning.parameters()}
+    # The switch to the plain classifier needs no other configuration.
+    assert "offsets" not in rates_of(cfg, OffsetHead(offsets=False))
+
+
+def test_offsets_of_mask_query_models_have_their_factor_of_the_base_rate():
+    config = str(ROOT / "configs/base/models/mask2former_offseg_t.yaml")
+    options = ["MODEL.DEVICE", "cpu", "SOLVER.PARAM_GROUPS", "mask_query", "SOLVER.BASE_LR", 1.0]
+    cfg = load_config(config, [*options, "SOLVER.OFFSET_LR_FACTOR", 0.25])
+    assert rates_of(cfg, build_model(cfg))["offsets"] == pytest.approx(0.25)
+
+
+def test_negative_factor_of_the_offsets_is_refused():
+    cfg = make_cfg("MODEL.BACKBONE.NAME", "other", "SOLVER.OFFSET_LR_FACTOR", -1.0)
+    with pytest.raises(ValueError, match=r"`SOLVER\.OFFSET_LR_FACTOR` must be at least 0"):
+        build_optimizer(cfg, OffsetHead())

@@ -44,15 +44,20 @@ class AttentionBias(nn.Module):
 
         In evaluation the last result is kept, for as long as neither sizes nor weights change.
         """
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        table = self.table
+        changing = self.training or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        # Of a model made under `torch.inference_mode()` changes are not counted.
+        if changing or table.is_inference():
             self._cached = None
             return self._resized(num_queries, num_keys)
-        table = self.table  # `_version` counts changes in place, loading weights among them
+        # `_version` counts changes in place, loading weights among them.
         key = (num_queries, num_keys, table.data_ptr(), table._version, table.dtype, table.device)
-        if self._cached is None or self._cached[0] != key:
+        cached = self._cached  # read once: another thread may be at an image of another size
+        if cached is None or cached[0] != key:
             # The table is kept too: its address then cannot become another table's.
-            self._cached = (key, self._resized(num_queries, num_keys), table.detach())
-        return self._cached[1]
+            cached = (key, self._resized(num_queries, num_keys), table.detach())
+            self._cached = cached
+        return cached[1]
 
     def _resized(self, num_queries: int, num_keys: int) -> Tensor:
         bias = self.table[:, self.indices][None]

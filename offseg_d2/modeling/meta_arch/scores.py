@@ -173,7 +173,8 @@ def _parts(scores: ScoreBands, size: tuple[int, int]) -> Iterator[_Part]:
             rows = _total(scores.rows, scores.size[0], size[0], band)
             columns = _total(scores.columns, scores.size[1], size[1], band)
             starts, ends = rows.start.tolist(), rows.end.tolist()
-        if carried is not None:  # side by side in the layout that what follows prefers
+        if carried is not None and carried.shape[1]:
+            # Side by side in the layout that what follows prefers.
             band = torch.cat([x.permute(1, 2, 0) for x in (carried, band)]).permute(2, 0, 1)
         bottom = top + band.shape[1]
         ready = bisect_right(ends, bottom)
