@@ -21,7 +21,7 @@ and ``offseg_d2.deploy.optimize(model)`` ("deployed"). Weights are random (``inf
 tells what that means). Under ``--dtype bfloat16`` the deployed form has its backbone in bfloat16,
 all others run under autocast. GMACs count convolutions and matrix products, for all alike; the
 share of the GEMM peak is two operations per MAC and second, against the best large matrix product
-of the same type on the same threads.
+of the same type on the same threads, the weights packed beforehand or not.
 """
 
 import argparse

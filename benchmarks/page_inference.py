@@ -21,10 +21,12 @@ def inference(result: dict[str, Any]) -> Iterator[str]:
         "(`benchmarks/authors_order`, the baseline), the model as it is built, and "
         "`offseg_d2.deploy.optimize(model)`. Logits are those of the head, at its stride; label "
         "maps are at the image's size. Spread: 10th to 90th percentile. GMACs: convolutions and "
-        "matrix products. Under bfloat16 the deployed form has its backbone in that type, the "
-        "others run under autocast. The project's way to label maps is the quicker the fewer "
-        "pixels lie at a boundary of classes; how many there are with these random weights is "
-        "told as the share of 4×4 squares that hold several classes."
+        "matrix products; the GEMM peak is that of the faster of `torch.mm` and a product with "
+        "weights that are packed beforehand, on the same threads. Under bfloat16 the deployed "
+        "form has its backbone in that type, the others run under autocast. The project's way to "
+        "label maps is the quicker the fewer pixels lie at a boundary of classes; how many there "
+        "are with these random weights is told as the share of 4×4 squares that hold several "
+        "classes."
     )
     for title, rows in _by_setting(forms).items():
         yield f"### {title}"

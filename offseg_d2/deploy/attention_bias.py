@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offseg_d2.deploy.reassembly import SizeCache, weighted_sums
+from offseg_d2.deploy.reassembly import weighted_sums
+from offseg_d2.deploy.size_cache import SizeCache
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import AttentionBias
 
-_KEPT_SIZES = 4
 _WHOLE_BYTES = 16 << 20  # matrices up to this size are kept whole
 
 
@@ -35,18 +35,20 @@ class ResizedBias(nn.Module):
             nominal = bias.table[:, bias.indices][None]
             nominal = nominal if mix is None else mix(nominal)
         self.register_buffer("nominal", nominal[0].detach().contiguous())  # (h, Nq, Nk)
-        self._sizes = SizeCache(_KEPT_SIZES)
+        self._sizes = SizeCache()
 
     def rows(self, num_queries: int, num_keys: int, begin: int, end: int) -> Tensor:
         """Biases of the queries ``begin`` to ``end`` (excluded): (h, end - begin, Nk)."""
         heads, nominal_queries, nominal_keys = self.nominal.shape
         if (num_queries, num_keys) == (nominal_queries, nominal_keys):
             return self.nominal[:, begin:end]
-        key = (num_queries, num_keys, self.nominal.dtype, self.nominal.device)
+        key = (num_queries, num_keys)
         if heads * num_queries * num_keys * self.nominal.element_size() <= _WHOLE_BYTES:
-            whole = self._sizes.get(key, lambda: self._resized(num_queries, num_keys))
+            whole = self._sizes.get(key, self.nominal, lambda: self._resized(num_queries, num_keys))
             return whole[:, begin:end]
-        table, places, weights = self._sizes.get(key, lambda: self._by_row(num_queries, num_keys))
+        table, places, weights = self._sizes.get(
+            key, self.nominal, lambda: self._by_row(num_queries, num_keys)
+        )
         first = torch.arange(heads, device=places.device, dtype=places.dtype) * nominal_queries
         places = (first[:, None, None] + places[begin:end]).flatten(0, 1)
         weights = weights[begin:end].repeat(heads, 1)

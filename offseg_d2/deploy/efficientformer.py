@@ -1,8 +1,7 @@
 """Rules for EfficientFormerV2: folded blocks, attention with biases that are worked out once.
 
-* Batch norms, layer scales and the attention's scale are part of convolutions.
-* Activations and residual additions are in place: a new tensor of some megabytes costs a CPU more
-  than the arithmetic on it, as its pages are mapped anew.
+* Batch norms, layer scales and the attention's scale are part of convolutions; activations and
+  residual sums happen in the same pass as the convolution before them.
 * Talking heads are small matrix products over the heads. The first one also applies the scale and
   adds the bias, which it has been applied to beforehand.
 * Attention goes through blocks of queries, whose similarities stay in the processor's cache.
@@ -15,12 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.deploy.attention_bias import ResizedBias
+from offseg_d2.deploy.feed_forward import DepthwiseFeedForward
 from offseg_d2.deploy.folding import affine_after, fold_conv_bn, side_by_side
+from offseg_d2.deploy.packed import PackedConv2d, PackedLinear
 from offseg_d2.deploy.rules import rule
 from offseg_d2.layers import ConvBN
 from offseg_d2.modeling.backbone.efficientformer_v2 import (
     AttentionDownsample,
     Block,
+    Downsample,
     EfficientFormerV2,
 )
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import (
@@ -30,25 +32,6 @@ from offseg_d2.modeling.backbone.efficientformer_v2_attention import (
 )
 
 _BLOCK_VALUES = 1 << 19  # similarities that are worked on at once
-_STRIPE_BYTES = 2 << 20  # of the wide maps inside an MLP that are worked on at once
-_LEAST_ROWS = 16  # of a stripe: two more rows are computed for each
-
-
-def gelu_in_place(features: Tensor) -> Tensor:
-    """The exact GELU; the argument is overwritten."""
-    return torch.ops.aten.gelu_(features)
-
-
-class ConvGelu(nn.Module):
-    """Convolution, then GELU in place."""
-
-    def __init__(self, conv: nn.Conv2d) -> None:
-        super().__init__()
-        self.conv = conv
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H', W')."""
-        return gelu_in_place(self.conv(features))
 
 
 class FastBlock(nn.Module):
@@ -62,50 +45,33 @@ class FastBlock(nn.Module):
         super().__init__()
         mixer, mlp = block.token_mixer, block.mlp
         self.token_mixer = None if mixer is None else FastAttention(mixer, block.layer_scale_1)
-        self.fc1 = ConvGelu(fold_conv_bn(mlp.fc1, mlp.norm1))
-        self.mid = ConvGelu(fold_conv_bn(mlp.mid, mlp.mid_norm))
-        self.fc2 = affine_after(fold_conv_bn(mlp.fc2, mlp.norm2), block.layer_scale_2)
+        self.mlp = DepthwiseFeedForward(
+            PackedLinear.of(fold_conv_bn(mlp.fc1, mlp.norm1), "gelu"),
+            fold_conv_bn(mlp.mid, mlp.mid_norm),
+            PackedLinear.of(affine_after(fold_conv_bn(mlp.fc2, mlp.norm2), block.layer_scale_2)),
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, H, W) -> (B, C, H, W), channels innermost."""
+        tokens = _tokens(features)
         if self.token_mixer is not None:
-            features = self.token_mixer(features).add_(features)
-        rows = self._rows_at_once(features)
-        if rows >= features.shape[2]:
-            return self.fc2(self.mid(self.fc1(features))).add_(features)
-        result = torch.empty_like(features)
-        for before, after in zip(features.split(1), result.split(1), strict=True):
-            for first in range(0, features.shape[2], rows):
-                self._mlp_of_rows(before, after, first, min(first + rows, features.shape[2]))
-        return result
-
-    def _rows_at_once(self, features: Tensor) -> int:
-        """Rows of which the wide maps inside the MLP are not too large."""
-        row_bytes = features.shape[3] * self.mid.conv.out_channels * features.element_size()
-        total = features.shape[0] * features.shape[2] * row_bytes
-        if total <= 2 * _STRIPE_BYTES or not features.is_contiguous(
-            memory_format=torch.channels_last
-        ):
-            return features.shape[2]
-        return max(_STRIPE_BYTES // row_bytes, _LEAST_ROWS)
-
-    def _mlp_of_rows(self, features: Tensor, result: Tensor, first: int, end: int) -> None:
-        """Write the rows ``first`` to ``end`` (excluded) of the result, both (1, C, H, W)."""
-        top, bottom = max(first - 1, 0), min(end + 1, features.shape[2])
-        hidden = self.mid.conv(self.fc1(features[:, :, top:bottom]))
-        # The rows beside the stripe are there for the 3x3 convolution to read.
-        hidden = gelu_in_place(hidden[:, :, first - top : end - top])
-        torch.add(self.fc2(hidden), features[:, :, first:end], out=result[:, :, first:end])
+            tokens = self.token_mixer(tokens)
+        return _maps(self.mlp(tokens, tokens))
 
 
 def _tokens(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H * W, C); a view of a channels_last tensor."""
-    return features.flatten(2).mT
+    """(B, C, H, W) -> (B, H, W, C) contiguous; a view of a channels_last tensor."""
+    return features.permute(0, 2, 3, 1).contiguous()
+
+
+def _maps(tokens: Tensor) -> Tensor:
+    """(B, H, W, C) -> (B, C, H, W), a view."""
+    return tokens.permute(0, 3, 1, 2)
 
 
 def _by_head(tokens: Tensor) -> Tensor:
-    """(B, N, h * d) -> (B, h, N, d)."""
-    return tokens.unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)
+    """(B, H, W, h * d) -> (B, h, N, d)."""
+    return tokens.flatten(1, 2).unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)
 
 
 def _query_blocks(num_queries: int, num_keys: int) -> list[tuple[int, int]]:
@@ -127,7 +93,7 @@ class _HeadMix(nn.Module):
 
 
 class FastAttention(nn.Module):
-    """The same function as a trained ``Attention`` and the layer scale after it.
+    """The same function as a trained ``Attention``, the layer scale after it and the residual sum.
 
     Args:
         attention: in evaluation mode.
@@ -137,30 +103,34 @@ class FastAttention(nn.Module):
     def __init__(self, attention: Attention, layer_scale: Tensor) -> None:
         super().__init__()
         stride_conv = attention.stride_conv
-        self.stride_conv = None if stride_conv is None else fold_conv_bn(*stride_conv)
-        # One convolution for queries and keys; the values are separate, as a depth-wise
-        # convolution reads them next and wants them without gaps.
-        self.qk = side_by_side([fold_conv_bn(*attention.q), fold_conv_bn(*attention.k)])
-        self.v = fold_conv_bn(*attention.v)
-        self.v_local = fold_conv_bn(*attention.v_local)
+        self.stride_conv = None if stride_conv is None else PackedConv2d(fold_conv_bn(*stride_conv))
+        # One product for queries and keys; the values are separate, as a depth-wise convolution
+        # reads them next and wants them without gaps.
+        self.qk = PackedLinear.of(
+            side_by_side([fold_conv_bn(*attention.q), fold_conv_bn(*attention.k)])
+        )
+        self.v = PackedLinear.of(fold_conv_bn(*attention.v))
+        self.v_local = PackedConv2d(fold_conv_bn(*attention.v_local))
         head1, head2 = attention.talking_head1, attention.talking_head2
         self.head1 = _HeadMix(head1.weight * attention.scale, head1.bias)
         self.head2 = _HeadMix(head2.weight, head2.bias)
         self.bias = ResizedBias(attention.bias, head1)
-        self.proj = affine_after(fold_conv_bn(*attention.proj), layer_scale)
+        self.proj = PackedLinear.of(affine_after(fold_conv_bn(*attention.proj), layer_scale))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        reduced = features if self.stride_conv is None else self.stride_conv(features)
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        reduced = tokens
+        if self.stride_conv is not None:
+            reduced = _tokens(self.stride_conv(_maps(tokens)))
         values = self.v(reduced)
-        out = self.v_local(values)
-        queries, keys = (_by_head(x) for x in _tokens(self.qk(reduced)).chunk(2, dim=2))
-        tokens = zip(_tokens(out), queries, keys, _by_head(_tokens(values)), strict=True)
-        for of_image in tokens:
+        out = _tokens(self.v_local(_maps(values)))
+        queries, keys = (_by_head(x) for x in self.qk(reduced).chunk(2, dim=3))
+        for of_image in zip(out.flatten(1, 2), queries, keys, _by_head(values), strict=True):
             self._attend(*of_image)
         if self.stride_conv is not None:
-            out = F.interpolate(out, scale_factor=2, mode="bilinear", align_corners=False)
-        return self.proj(gelu_in_place(out))
+            size = (tokens.shape[1], tokens.shape[2])
+            out = _tokens(F.interpolate(_maps(out), size, mode="bilinear", align_corners=False))
+        return self.proj(torch.ops.aten.gelu_(out), tokens)
 
     def _attend(self, out: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """Add to ``out`` (N, h d) what queries, keys, values (h, N, d) of one image give."""
@@ -182,24 +152,26 @@ class FastDownsamplingAttention(nn.Module):
     def __init__(self, attention: DownsamplingAttention) -> None:
         super().__init__()
         # Every other pixel is what the centre tap of the strided convolution reads.
-        self.q_local = affine_after(attention.q_local, 1.0)
-        self.q_local.weight.data[:, :, 1, 1] += 1
-        self.q = affine_after(fold_conv_bn(*attention.q), attention.scale)
-        self.k = fold_conv_bn(*attention.k)
-        self.v = fold_conv_bn(*attention.v)
-        self.v_local = fold_conv_bn(*attention.v_local)
+        q_local = affine_after(attention.q_local, 1.0)
+        q_local.weight.data[:, :, 1, 1] += 1
+        self.q_local = PackedConv2d(q_local)
+        self.q = PackedLinear.of(affine_after(fold_conv_bn(*attention.q), attention.scale))
+        self.k = PackedLinear.of(fold_conv_bn(*attention.k))
+        self.v = PackedLinear.of(fold_conv_bn(*attention.v))
+        self.v_local = PackedConv2d(fold_conv_bn(*attention.v_local))
         self.bias = ResizedBias(attention.bias)
-        self.proj = fold_conv_bn(*attention.proj)
+        self.proj = PackedLinear.of(fold_conv_bn(*attention.proj))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_in, H, W), even sizes -> (B, C_out, H / 2, W / 2)."""
-        values = self.v(features)
-        out = self.v_local(values)
-        queries = self.q(self.q_local(features))
-        tokens = [_by_head(_tokens(x)) for x in (queries, self.k(features), values)]
-        for of_image in zip(_tokens(out), *tokens, strict=True):
+        tokens = _tokens(features)
+        values = self.v(tokens)
+        out = _tokens(self.v_local(_maps(values)))
+        queries = self.q(_tokens(self.q_local(features)))
+        parts = [_by_head(x) for x in (queries, self.k(tokens), values)]
+        for of_image in zip(out.flatten(1, 2), *parts, strict=True):
             self._attend(*of_image)
-        return self.proj(gelu_in_place(out))
+        return _maps(self.proj(torch.ops.aten.gelu_(out)))
 
     def _attend(self, out: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> None:
         """Add to ``out`` (Nq, h d) what queries (h, Nq, d), keys and values (h, Nk, d) give."""
@@ -219,12 +191,12 @@ class FastAttentionDownsample(nn.Module):
 
     def __init__(self, downsample: AttentionDownsample) -> None:
         super().__init__()
-        self.conv = fold_conv_bn(downsample.conv, downsample.bn)
+        self.conv = PackedConv2d(fold_conv_bn(downsample.conv, downsample.bn))
         self.attn = FastDownsamplingAttention(downsample.attn)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_in, H, W), even sizes -> (B, C_out, H / 2, W / 2)."""
-        return self.conv(features).add_(self.attn(features))
+        return self.conv(features, self.attn(features))
 
 
 @rule(Block)
@@ -237,10 +209,15 @@ def _fast_downsample(downsample: AttentionDownsample) -> nn.Module:
     return FastAttentionDownsample(downsample)
 
 
+@rule(Downsample)
+def _fast_convolution(downsample: Downsample) -> nn.Module:
+    return PackedConv2d(fold_conv_bn(downsample.proj, downsample.norm))
+
+
 @rule(EfficientFormerV2)
 def _fast_backbone(backbone: EfficientFormerV2) -> nn.Module:
     """Only the stem is this rule's; the backbone goes on telling its shapes itself."""
     if isinstance(backbone.stem[0], ConvBN):  # else it was optimized before
         convs = [fold_conv_bn(*layer) for layer in backbone.stem[::2]]
-        backbone.stem = nn.Sequential(*map(ConvGelu, convs))
+        backbone.stem = nn.Sequential(*(PackedConv2d(conv, "gelu") for conv in convs))
     return backbone

@@ -1,6 +1,6 @@
-"""Feed-forward networks of 1x1 convolution, depth-wise 3x3, GELU, 1x1, as MiT and MSCAN have them.
+"""Feed-forward networks of 1x1 convolution, depth-wise 3x3, GELU, 1x1, as all backbones have them.
 
-The hidden map is four to eight times as wide as the input: 16 MB and more at stride 4. It is
+The hidden map is three to eight times as wide as the input: 16 MB and more at stride 4. It is
 computed and used some rows at a time, so it never leaves the cache.
 
 Shapes: B batch, C channels, D hidden channels, H x W pixels.
@@ -33,9 +33,10 @@ class DepthwiseFeedForward(nn.Module):
         """(B, H, W, C) and what is added to the result -> (B, H, W, C)."""
         height, width = tokens.shape[1:3]
         row_bytes = width * self.fc1.weight.shape[0] * tokens.element_size()
-        step = max(BAND_BYTES // row_bytes, 4)
-        if len(tokens) * height <= step:
+        rows = max(BAND_BYTES // row_bytes, 4)
+        if len(tokens) * height <= 2 * rows:  # a band more would cost more than it gains
             return self._band(tokens, residual, 0, height)
+        step = -(-height // -(-height // rows))  # so that all bands are about as high
         out = torch.empty_like(residual)
         for image, added, result in zip(
             tokens.split(1), residual.split(1), out.split(1), strict=True

@@ -19,14 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from offseg_d2.deploy.folding import side_by_side
-from offseg_d2.deploy.group_norm import group_norm_
-from offseg_d2.deploy.reassembly import (
-    SizeCache,
-    bilinear_taps,
-    neighbours,
-    reassemble,
-    weighted_sums,
-)
+from offseg_d2.deploy.group_norm import group_norm_of_tokens_
+from offseg_d2.deploy.packed import PackedConv2d, PackedLinear
+from offseg_d2.deploy.reassembly import bilinear_taps, neighbours, reassemble, weighted_sums
+from offseg_d2.deploy.size_cache import SizeCache
 from offseg_d2.layers import FreqFusion, LocalSimilaritySampler
 from offseg_d2.layers.freq_fusion import (
     HIGH_PASS_SIZE,
@@ -63,11 +59,11 @@ class FastFreqFusion(nn.Module):
 
     def __init__(self, fusion: FreqFusion) -> None:
         super().__init__()
-        self.hr_channel_compressor = fusion.hr_channel_compressor
-        self.lr_channel_compressor = fusion.lr_channel_compressor
-        self.low_pass_encoder = fusion.low_pass_encoder
-        self.high_pass_encoder = fusion.high_pass_encoder
-        self.high_pass_padded = _padded_logits(fusion.high_pass_encoder)
+        self.hr_channel_compressor = PackedLinear.of(fusion.hr_channel_compressor)
+        self.lr_channel_compressor = PackedLinear.of(fusion.lr_channel_compressor)
+        self.low_pass_encoder = PackedConv2d(fusion.low_pass_encoder)
+        self.high_pass_encoder = PackedConv2d(fusion.high_pass_encoder)
+        self.high_pass_padded = PackedConv2d(_padded_logits(fusion.high_pass_encoder))
         self.sampler = FastSampler(fusion.sampler)
 
     def forward(self, hr: Tensor, lr: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,8 +72,8 @@ class FastFreqFusion(nn.Module):
         Returns:
             the sharpened fine map (B, 2h, 2w, Ch) and the upsampled coarse one (B, 2h, 2w, Cl).
         """
-        hr_compressed = _convolve(self.hr_channel_compressor, hr)
-        lr_compressed = _convolve(self.lr_channel_compressor, lr)
+        hr_compressed = self.hr_channel_compressor(hr)
+        lr_compressed = self.lr_channel_compressor(lr)
         fine, coarse = hr.shape[1:3], lr.shape[1:3]
         # In this order for the same reason as in the readable form.
         high_pass = _convolve(self.high_pass_padded, hr_compressed)
@@ -95,19 +91,21 @@ class FastFreqFusion(nn.Module):
         lr_upsampled = reassemble(lr, upsampling, LOW_PASS_SIZE, scale=2)
         hr_sharpened = reassemble(hr, _sharpening(high_pass, fine), HIGH_PASS_SIZE)
         positions = self.sampler(hr_compressed, lr_compressed)
+        # What comes next is the largest; the less memory is in use then, the less is asked for.
+        del hr_compressed, lr_compressed, low_pass, high_pass, low_pass_lr, high_pass_lr, upsampling
         return hr_sharpened, _sample(lr_upsampled, positions)
 
 
 def _smoothing(logits: Tensor, coarse: tuple[int, int]) -> Tensor:
     """Logits (B, 2h, 2w, 25) -> kernels (B, N, 25), without taps outside the coarse map."""
-    _, inside = neighbours(tuple(coarse), LOW_PASS_SIZE, 2, logits.device)
+    _, inside = neighbours(tuple(coarse), LOW_PASS_SIZE, 2, logits)
     return logits.flatten(1, 2).softmax(dim=-1).mul_(inside)
 
 
 def _sharpening(logits: Tensor, fine: tuple[int, int]) -> Tensor:
     """Logits (B, 2h, 2w, 16) -> kernels (B, N, 9) of 2 x - carafe(x)."""
     taps = HIGH_PASS_SIZE**2
-    _, inside = neighbours(tuple(fine), HIGH_PASS_SIZE, 1, logits.device)
+    _, inside = neighbours(tuple(fine), HIGH_PASS_SIZE, 1, logits)
     kernels = (logits.flatten(1, 2).softmax(dim=-1)[..., :taps] * inside).neg_()
     kernels[..., taps // 2] += 2
     return kernels
@@ -148,24 +146,23 @@ class FastSampler(nn.Module):
     def __init__(self, sampler: LocalSimilaritySampler) -> None:
         super().__init__()
         self.hr_norm, self.lr_norm = sampler.hr_norm, sampler.lr_norm
-        self.hr_offset, self.hr_scale = sampler.hr_offset, sampler.hr_scale
-        self.lr_offset = _sub_pixels_first(sampler.lr_offset)
-        self.lr_scale = _sub_pixels_first(sampler.lr_scale)
-        self._own_positions = SizeCache(4)
+        self.hr_offset, self.hr_scale = map(PackedConv2d, (sampler.hr_offset, sampler.hr_scale))
+        self.lr_offset = PackedConv2d(_sub_pixels_first(sampler.lr_offset))
+        self.lr_scale = PackedConv2d(_sub_pixels_first(sampler.lr_scale))
+        self._own_positions = SizeCache()
 
     def forward(self, hr: Tensor, lr: Tensor) -> Tensor:
         """(B, 2h, 2w, Cc), (B, h, w, Cc) -> positions (B, N, 2, 4) in pixels of the fine map.
 
-        Both arguments are overwritten.
+        Both arguments may be overwritten.
         """
-        group_norm_(to_channels_first(hr), self.hr_norm)
-        group_norm_(to_channels_first(lr), self.lr_norm)
+        hr, lr = group_norm_of_tokens_(hr, self.hr_norm), group_norm_of_tokens_(lr, self.lr_norm)
         offset = _add_sub_pixels(
             _convolve(self.hr_offset, similarity(hr)), _convolve(self.lr_offset, similarity(lr))
         )
         scale = _add_sub_pixels(_convolve(self.hr_scale, hr), _convolve(self.lr_scale, lr))
         size = (hr.shape[1], hr.shape[2])
-        own = self._own_positions.get((size, hr.device), lambda: _positions(size, hr.device))
+        own = self._own_positions.get(size, hr, lambda: _positions(size, hr))
         moved = torch.addcmul(own, offset, scale.sigmoid_(), value=2)
         return moved.view(len(hr), -1, 2, SAMPLER_GROUPS)
 
@@ -186,9 +183,9 @@ def _add_sub_pixels(fine: Tensor, coarse: Tensor) -> Tensor:
     return fine
 
 
-def _positions(size: tuple[int, int], device: torch.device) -> Tensor:
+def _positions(size: tuple[int, int], like: Tensor) -> Tensor:
     """(H, W, 8) column of each pixel for each group, then its row for each group."""
-    rows, columns = (torch.arange(n, device=device, dtype=torch.float32) for n in size)
+    rows, columns = (torch.arange(n, device=like.device, dtype=like.dtype) for n in size)
     x, y = columns[None, :, None].expand(*size, 1), rows[:, None, None].expand(*size, 1)
     return torch.cat([x.expand(*size, SAMPLER_GROUPS), y.expand(*size, SAMPLER_GROUPS)], -1)
 

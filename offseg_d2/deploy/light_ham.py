@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.deploy.folding import BatchNorm
+from offseg_d2.deploy.group_norm import group_norm_of_tokens_
 from offseg_d2.deploy.level_fusion import FastLevelFusion, folded_weights
 from offseg_d2.deploy.packed import PackedLinear
 from offseg_d2.deploy.rules import rule
@@ -39,7 +40,8 @@ class FastHamburger(nn.Module):
         bases = bases.to(pixels).expand(len(pixels), -1, -1)
         bases, coefficients = factorise(pixels, bases, self.decomposition.eval_steps)
         context = coefficients @ (self.out_weight @ bases).mT  # (B, N, D)
-        return torch.relu_(group_norm(context.view(tokens.shape), self.norm).add_(tokens))
+        context = group_norm_of_tokens_(context.view(tokens.shape), self.norm)
+        return torch.relu_(context.add_(tokens))
 
 
 class FastLightHamPixelDecoder(nn.Module):
@@ -66,15 +68,10 @@ class FastLightHamPixelDecoder(nn.Module):
             ]
         )
         if not isinstance(self.fuse_norm, BatchNorm):  # else it is part of the weights
-            fused = group_norm(fused, self.fuse_norm)
+            fused = group_norm_of_tokens_(fused, self.fuse_norm)
         aligned = self.align(self.hamburger(torch.relu_(fused)))
-        aligned = torch.relu_(group_norm(aligned, self.align_norm))
+        aligned = group_norm_of_tokens_(aligned, self.align_norm, relu=True)
         return [aligned.permute(0, 3, 1, 2)]
-
-
-def group_norm(tokens: Tensor, norm: nn.Module) -> Tensor:
-    """A norm of maps (B, C, H, W) applied to (B, H, W, C)."""
-    return norm(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 @rule(LightHamPixelDecoder)

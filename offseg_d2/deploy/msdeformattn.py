@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offseg_d2.deploy.light_ham import group_norm
+from offseg_d2.deploy.group_norm import group_norm_of_tokens_
 from offseg_d2.deploy.mit import normalised
 from offseg_d2.deploy.packed import PackedConv2d, PackedLinear
 from offseg_d2.deploy.rules import rule
@@ -249,17 +249,19 @@ class FastMSDeformAttnPixelDecoder(nn.Module):
             features[name].permute(0, 2, 3, 1).contiguous() for name in self.in_features
         )
         projected = [
-            group_norm(project(level), norm)
+            group_norm_of_tokens_(project(level), norm)
             for project, norm, level in zip(
                 self.input_proj, self.input_norms, reversed(coarse), strict=True
             )
         ]
         memories = [x.permute(0, 3, 1, 2) for x in self.transformer(projected)[::-1]]
-        lateral = group_norm(self.adapter(finest), self.adapter_norm).permute(0, 3, 1, 2)
+        lateral = group_norm_of_tokens_(self.adapter(finest), self.adapter_norm)
+        lateral = lateral.permute(0, 3, 1, 2)
         lateral += F.interpolate(
             memories[0], size=lateral.shape[-2:], mode="bilinear", align_corners=False
         )
-        mixed = torch.relu_(self.layer_norm(self.layer(lateral))).permute(0, 2, 3, 1)
+        mixed = self.layer(lateral).permute(0, 2, 3, 1)
+        mixed = group_norm_of_tokens_(mixed, self.layer_norm, relu=True)
         return [self.mask_features(mixed).permute(0, 3, 1, 2), *memories]
 
 

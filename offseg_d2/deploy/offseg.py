@@ -5,7 +5,8 @@ from detectron2.layers import Conv2d as NormedConv2d
 from torch import Tensor, nn
 
 from offseg_d2.deploy.freq_fusion import FastFreqFusion, to_channels_first, to_channels_innermost
-from offseg_d2.deploy.group_norm import group_norm_
+from offseg_d2.deploy.group_norm import group_norm_of_tokens_
+from offseg_d2.deploy.packed import PackedLinear
 from offseg_d2.deploy.rules import rule
 from offseg_d2.modeling.pixel_decoder.offseg import INTERLEAVE_GROUPS, OffSegPixelDecoder
 
@@ -14,19 +15,20 @@ class ConvNormRelu(nn.Module):
     """1x1 convolution, group norm, ReLU; the last two in place.
 
     Args:
-        conv: with a group norm and ReLU as activation; its weights are shared.
+        conv: with a group norm and ReLU as activation.
     """
 
     def __init__(self, conv: NormedConv2d) -> None:
         super().__init__()
-        self.conv, self.norm = _bare(conv), conv.norm
+        self.conv, self.norm = PackedLinear.of(conv), conv.norm
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C_in, H, W) -> (B, C_out, H, W)."""
-        return group_norm_(self.conv(features), self.norm, relu=True)
+        """(B, C_in, H, W) -> (B, H, W, C_out)."""
+        tokens = self.conv(to_channels_innermost(features))
+        return group_norm_of_tokens_(tokens, self.norm, relu=True)
 
 
-class TwoPartConvNormRelu(ConvNormRelu):
+class TwoPartConvNormRelu(nn.Module):
     """The same of two maps that the convolution was trained to read interleaved.
 
     The products of both parts are added; neither is the joint map stored nor are its channels
@@ -38,30 +40,21 @@ class TwoPartConvNormRelu(ConvNormRelu):
     """
 
     def __init__(self, conv: NormedConv2d, first_channels: int) -> None:
-        super().__init__(conv)
+        super().__init__()
         groups = torch.arange(conv.in_channels).view(INTERLEAVE_GROUPS, -1)
         own = first_channels // INTERLEAVE_GROUPS
-        weight = self.conv.weight.detach()
-        first = weight[:, groups[:, :own].flatten(), 0, 0]
-        self.first_weight = nn.Parameter(first.mT.contiguous())  # (C_1, C_out)
-        self.conv.weight = nn.Parameter(weight[:, groups[:, own:].flatten()])
-        self.conv.in_channels -= first_channels
+        weight = conv.weight.detach().flatten(1)
+        first = weight[:, groups[:, :own].flatten()]
+        self.first_weight = nn.Parameter(first.mT.contiguous(), requires_grad=False)  # (C_1, C_out)
+        self.second = PackedLinear(weight[:, groups[:, own:].flatten()], conv.bias)
+        self.norm = conv.norm
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """(B, H, W, C_1), (B, H, W, C_2) -> (B, C_out, H, W)."""
-        result = self.conv(to_channels_first(second))
-        pixels = result.permute(0, 2, 3, 1).view(-1, result.shape[1])
-        pixels.addmm_(first.flatten(0, 2), self.first_weight)
-        return group_norm_(result, self.norm, relu=True)
-
-
-def _bare(conv: NormedConv2d) -> nn.Conv2d:
-    """The convolution without its norm and activation."""
-    bare = nn.utils.skip_init(
-        nn.Conv2d, conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None
-    )
-    bare.weight, bare.bias = conv.weight, conv.bias
-    return bare
+        """(B, H, W, C_1), (B, H, W, C_2) -> (B, H, W, C_out)."""
+        tokens = self.second(second)
+        # In place: a map more would take longer to get from the system than these few products.
+        tokens.view(-1, tokens.shape[3]).addmm_(first.flatten(0, 2), self.first_weight)
+        return group_norm_of_tokens_(tokens, self.norm, relu=True)
 
 
 class FastOffSegPixelDecoder(nn.Module):
@@ -82,13 +75,13 @@ class FastOffSegPixelDecoder(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> list[Tensor]:
         """(B, C_i, H / s_i, W / s_i) per level -> one map (B, out_channels, H / 4, W / 4)."""
         levels = [
-            to_channels_innermost(reduce(features[name]))
+            reduce(features[name])
             for name, reduce in zip(self.in_features, self.reduce, strict=True)
         ]
         parts: tuple[Tensor, ...] = (levels.pop(),)
         for fusion in self.fusions:
             parts = fusion(levels.pop(), _interleaved(parts))
-        return [self.align(*parts)]
+        return [to_channels_first(self.align(*parts))]
 
 
 def _interleaved(parts: tuple[Tensor, ...]) -> Tensor:

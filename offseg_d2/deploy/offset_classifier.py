@@ -8,13 +8,14 @@ Shapes: B batch, K classes, C channels, N = H W pixels, n pixels of a block.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offseg_d2.deploy.packed import PackedLinear, PackedMatrix
 from offseg_d2.deploy.rules import rule
 from offseg_d2.modeling.classifiers import OffsetClassifier
 
-_BLOCK_VALUES = 1 << 19  # of a block of pixel features
+_BLOCK_VALUES = 1 << 20  # of a block of pixel features
+_FOLD = 16  # rows of which the largest values are taken at once
 
 
 class FastOffsetClassifier(nn.Module):
@@ -27,6 +28,7 @@ class FastOffsetClassifier(nn.Module):
     def __init__(self, classifier: OffsetClassifier) -> None:
         super().__init__()
         self.class_representations = classifier.class_representations
+        self.similarity = PackedLinear(classifier.class_representations, None)
         self.norm = classifier.norm
         learning = classifier.offset_learning
         self.class_offset_proj = learning.class_offset_proj
@@ -49,33 +51,34 @@ class FastOffsetClassifier(nn.Module):
     def _logits(self, pixels: Tensor) -> Tensor:
         """(N, C) -> (N, K)."""
         classes = self.class_representations
-        scores = _products(pixels, classes)  # A                                    eq. A
+        scores = self.similarity(pixels)  # A                                       eq. A
         step = max(_BLOCK_VALUES // pixels.shape[1], 1)
         blocks = list(zip(pixels.split(step), scores.split(step), strict=True))
+        moved = None  # W'
         if self.class_offset_proj is not None:
-            classes = classes + self.class_offset_proj(_mean_features(blocks, scores.amax(0)))
+            classes = classes + self.class_offset_proj(_mean_features(blocks, _largest(scores)))
+            moved = PackedMatrix(classes)
         mixing = None  # transpose of M (K, K)
         if self.projected is not None:
-            mixing = classes @ self.projected.mT
+            mixing = PackedMatrix(classes @ self.projected.mT)
         for features, part in blocks:
-            logits = part
-            if self.class_offset_proj is not None:
-                logits = _products(features, classes)
+            logits = part if moved is None else moved(features)
             if mixing is not None:
-                logits = logits + _products(part.softmax(dim=1), mixing)
+                logits = mixing(part.softmax(dim=1), logits)
             part.copy_(self.norm(logits))
         return scores
 
 
-def _products(vectors: Tensor, others: Tensor) -> Tensor:
-    """(n, C) and (K, C) -> inner products (n, K).
+def _largest(scores: Tensor) -> Tensor:
+    """The largest value of each column of (N, K): (K,).
 
-    As a 1x1 convolution of a map one row high: matrix products of a number of columns that is no
-    multiple of the vector registers' width, such as 150, take nearly twice the time.
+    Some rows at a time become one, which is done along the memory; column by column it is not.
     """
-    row = vectors[None, None].permute(0, 3, 1, 2)  # (1, C, 1, n), channels innermost
-    products = F.conv2d(row, others[:, :, None, None])
-    return products.permute(0, 2, 3, 1).reshape(len(vectors), len(others))
+    while len(scores) >= _FOLD:
+        rows = len(scores) // _FOLD * _FOLD
+        folded = scores[:rows].view(_FOLD, -1, scores.shape[1]).amax(0)
+        scores = folded if rows == len(scores) else torch.cat([folded, scores[rows:]])
+    return scores.amax(0)
 
 
 def _mean_features(blocks: list[tuple[Tensor, Tensor]], largest: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ Shapes: B batch, C channels, N rows.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 def _is_packable(tensor: Tensor, weight: Tensor) -> bool:
     return (
-        tensor.device.type == "cpu"
-        and tensor.dtype == weight.dtype == torch.float32
+        tensor.is_cpu
+        and tensor.dtype == weight.dtype
+        and (tensor.dtype == torch.float32 or _is_bfloat16(tensor.dtype))
         and tensor.numel() > 0
         and not (torch.is_grad_enabled() and (tensor.requires_grad or weight.requires_grad))
         and not torch.compiler.is_compiling()
@@ -36,6 +38,12 @@ def _is_packable(tensor: Tensor, weight: Tensor) -> bool:
         and torch.backends.mkldnn.is_available()
         and torch.backends.mkldnn.enabled
     )
+
+
+@cache
+def _is_bfloat16(dtype: torch.dtype) -> bool:
+    """Whether it is that type, and the processor has operations for it."""
+    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Packed(nn.Module):
@@ -170,11 +178,15 @@ class PackedMatrix:
         self._matrix = matrix
         self._packed: Tensor | None = None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """x (N, C_in) -> x W^T (N, C_out)."""
+    def __call__(self, rows: Tensor, summand: Tensor | None = None) -> Tensor:
+        """x (N, C_in) -> x W^T (N, C_out), plus ``summand`` (N, C_out) if there is one."""
         if not _is_packable(rows, self._matrix):
-            return rows @ self._matrix.mT
+            product = rows @ self._matrix.mT
+            return product if summand is None else product + summand
         if self._packed is None:
             matrix = self._matrix.detach().contiguous()
             self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix, len(rows))
-        return torch.ops.mkldnn._linear_pointwise(rows, self._packed, None, "none", [], "")
+        linear = torch.ops.mkldnn._linear_pointwise
+        if summand is None:
+            return linear(rows, self._packed, None, "none", [], "")
+        return linear.binary(rows, summand, self._packed, None, "add")

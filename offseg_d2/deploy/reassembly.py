@@ -7,48 +7,11 @@ output reads depends on the sizes only, so the table of their positions is compu
 Shapes: C channels, (h, w) the input's size, s scale, k kernel size, N = s h * s w output pixels.
 """
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_Value = TypeVar("_Value")
-
-
-class SizeCache:
-    """Values that depend on sizes; the least recently used one goes when there are too many.
-
-    Args:
-        capacity: number of values that are kept.
-    """
-
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity = capacity
-        self._values: OrderedDict[Hashable, object] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __deepcopy__(self, memo: dict) -> "SizeCache":
-        return SizeCache(self._capacity)
-
-    def __reduce__(self) -> tuple:
-        return SizeCache, (self._capacity,)
-
-    def get(self, key: Hashable, compute: Callable[[], _Value]) -> _Value:
-        """The value of a key, computed if it is not there."""
-        if key not in self._values:
-            # Tensors made in inference mode could not be used outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                self._values[key] = compute()
-            if len(self._values) > self._capacity:
-                self._values.popitem(last=False)
-        self._values.move_to_end(key)
-        return self._values[key]  # type: ignore[return-value]
-
+from offseg_d2.deploy.size_cache import SizeCache
 
 _NEIGHBOURS = SizeCache(12)
 
@@ -59,29 +22,30 @@ def weighted_sums(vectors: Tensor, places: Tensor, weights: Tensor) -> Tensor:
 
 
 def neighbours(
-    size: tuple[int, int], kernel_size: int, scale: int, device: torch.device
+    size: tuple[int, int], kernel_size: int, scale: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Positions (N, k^2) int32 that each output pixel reads, and whether they are in the map.
 
-    Positions outside are replaced by the nearest inside; the second tensor is 0. there, else 1.
+    Positions outside are replaced by the nearest inside; the second tensor is 0. there, else 1., on
+    the device and of the type of ``like``.
     """
-    key = (size, kernel_size, scale, device)
-    return _NEIGHBOURS.get(key, lambda: _find_neighbours(size, kernel_size, scale, device))
+    key = (size, kernel_size, scale)
+    return _NEIGHBOURS.get(key, like, lambda: _find_neighbours(size, kernel_size, scale, like))
 
 
 def _find_neighbours(
-    size: tuple[int, int], kernel_size: int, scale: int, device: torch.device
+    size: tuple[int, int], kernel_size: int, scale: int, like: Tensor
 ) -> tuple[Tensor, Tensor]:
-    reach = torch.arange(kernel_size, device=device) - kernel_size // 2
+    reach = torch.arange(kernel_size, device=like.device) - kernel_size // 2
     rows, columns = (
-        torch.arange(n * scale, device=device)[:, None] // scale + reach for n in size
+        torch.arange(n * scale, device=like.device)[:, None] // scale + reach for n in size
     )  # (s h, k), (s w, k)
     inside = [(x >= 0) & (x < n) for x, n in zip((rows, columns), size, strict=True)]
     places = rows.clamp(0, size[0] - 1)[:, None, :, None] * size[1]
     places = places + columns.clamp(0, size[1] - 1)[None, :, None, :]
     mask = inside[0][:, None, :, None] & inside[1][None, :, None, :]
     shape = (-1, kernel_size**2)
-    return places.reshape(shape).int(), mask.reshape(shape).float()
+    return places.reshape(shape).int(), mask.reshape(shape).to(like.dtype)
 
 
 def reassemble(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) -> Tensor:
@@ -97,7 +61,7 @@ def reassemble(features: Tensor, kernels: Tensor, kernel_size: int, scale: int =
         (B, s h, s w, C) contiguous.
     """
     batch, height, width, channels = features.shape
-    places, _ = neighbours((height, width), kernel_size, scale, features.device)
+    places, _ = neighbours((height, width), kernel_size, scale, features)
     maps = features.view(batch, height * width, channels)
     sums = [weighted_sums(m, places, k) for m, k in zip(maps, kernels, strict=True)]
     result = sums[0][None] if batch == 1 else torch.stack(sums)

@@ -4,25 +4,36 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 CAPACITY = 4
 
 
 class SizeCache:
-    """The last few results by size, device and type; copies and files of it are empty."""
+    """The last few results by size, device and type; copies and files of it are empty.
 
-    def __init__(self) -> None:
+    Args:
+        capacity: number of results that are kept; the least recently used one goes.
+    """
+
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self._capacity = capacity
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     def get(self, size: Hashable, like: Tensor, make: Callable[[], Any]) -> Any:
         """The result for ``size``, on the device and of the type of ``like``; made if missing."""
         key = (size, like.device, like.dtype)
         found = self._entries.pop(key, None)
         if found is None:
-            found = make()
+            # Tensors made in inference mode could not be used outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                found = make()
         self._entries[key] = found
-        while len(self._entries) > CAPACITY:
+        if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
         return found
 
@@ -31,4 +42,4 @@ class SizeCache:
         self._entries.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_entries": OrderedDict()}
+        return {"_capacity": self._capacity, "_entries": OrderedDict()}

@@ -6,9 +6,9 @@ from torch import nn
 
 from offseg_d2.deploy.attention_bias import ResizedBias
 from offseg_d2.deploy.freq_fusion import FastFreqFusion, similarity
-from offseg_d2.deploy.group_norm import group_norm_
-from offseg_d2.deploy.offset_classifier import FastOffsetClassifier
-from offseg_d2.deploy.reassembly import SizeCache, neighbours, reassemble
+from offseg_d2.deploy.group_norm import group_norm_, group_norm_of_tokens_
+from offseg_d2.deploy.offset_classifier import FastOffsetClassifier, _largest
+from offseg_d2.deploy.reassembly import neighbours, reassemble
 from offseg_d2.layers import FreqFusion, carafe, neighbour_similarity
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import AttentionBias
 from offseg_d2.modeling.classifiers import OffsetClassifier
@@ -30,13 +30,25 @@ def test_group_norm_is_exact_where_the_mean_is_large(mean, size):
     assert_close(group_norm_(expected.clone().contiguous(), norm), norm(expected.contiguous()))
 
 
+@pytest.mark.parametrize("mean", [0.0, 300.0])
+def test_statistics_of_blocks_of_rows_are_joined(mean, monkeypatch):
+    monkeypatch.setattr("offseg_d2.deploy.group_norm._BLOCK_VALUES", 500)
+    seed_all()
+    norm = spread_weights(nn.GroupNorm(4, 16)).requires_grad_(False)
+    ramp = torch.linspace(-3, 3, 23)[:, None, None]  # so that the blocks differ
+    tokens = torch.randn(2, 23, 14, 16) + ramp + mean
+    expected = norm.double()(tokens.double().permute(0, 3, 1, 2)).relu().permute(0, 2, 3, 1)
+    actual = group_norm_of_tokens_(tokens.clone(), norm.float(), relu=True)
+    assert_close(actual, expected.float(), 3e-4, reason="values near 300 are only known to 2e-5")
+
+
 @pytest.mark.parametrize(("kernel_size", "scale"), [(3, 1), (5, 2), (5, 1)])
 @pytest.mark.parametrize("size", [(1, 1), (2, 7), (6, 4)])
 def test_reassembly_is_carafe(kernel_size, scale, size):
     seed_all()
     features = torch.randn(2, 6, *size)
     kernels = torch.rand(2, kernel_size**2, size[0] * scale, size[1] * scale)
-    _, inside = neighbours(size, kernel_size, scale, features.device)
+    _, inside = neighbours(size, kernel_size, scale, features)
     rows = kernels.permute(0, 2, 3, 1).flatten(1, 2) * inside
     actual = reassemble(features.permute(0, 2, 3, 1).contiguous(), rows, kernel_size, scale)
     assert_close(actual.permute(0, 3, 1, 2), carafe(features, kernels, kernel_size, scale))
@@ -61,6 +73,13 @@ def test_freq_fusion_is_that_of_the_readable_form(size):
         actual = FastFreqFusion(fusion)(*innermost)
     for a, e in zip(actual, expected, strict=True):
         assert_close(a.permute(0, 3, 1, 2), e, 1e-4, reason=REASON)
+
+
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 300])
+def test_largest_similarities_are_the_columns_largest(count):
+    seed_all()
+    scores = torch.randn(count, 7) - 5
+    assert torch.equal(_largest(scores), scores.amax(0))
 
 
 @pytest.mark.parametrize("class_offset", [True, False])
@@ -96,14 +115,3 @@ def test_biases_are_those_of_the_readable_form(counts, whole_bytes, monkeypatch)
     fast = ResizedBias(bias)
     parts = [fast.rows(*counts, i, min(i + 3, counts[0])) for i in range(0, counts[0], 3)]
     assert_close(torch.cat(parts, dim=1), expected)
-
-
-def test_a_cache_keeps_what_was_used_last():
-    cache = SizeCache(2)
-    for key in ("a", "b", "a", "c"):
-        cache.get(key, lambda: torch.zeros(1))
-    assert len(cache) == 2
-    assert cache.get("a", lambda: pytest.fail("must be there still")) is not None
-    made = []
-    cache.get("b", lambda: made.append("b"))
-    assert made == ["b"]

@@ -62,8 +62,7 @@ def test_predictions_are_right_for_one_size_after_another_and_for_batches():
 
 def test_long_token_sequences_go_through_attention_in_blocks(monkeypatch):
     monkeypatch.setattr("offseg_d2.deploy.efficientformer._BLOCK_VALUES", 500)
-    monkeypatch.setattr("offseg_d2.deploy.efficientformer._STRIPE_BYTES", 1 << 14)
-    monkeypatch.setattr("offseg_d2.deploy.efficientformer._LEAST_ROWS", 5)
+    monkeypatch.setattr("offseg_d2.deploy.feed_forward.BAND_BYTES", 1 << 14)
     monkeypatch.setattr("offseg_d2.deploy.attention_bias._WHOLE_BYTES", 0)
     monkeypatch.setattr("offseg_d2.deploy.group_norm._BLOCK_VALUES", 1000)
     monkeypatch.setattr("offseg_d2.deploy.offset_classifier._BLOCK_VALUES", 1000)

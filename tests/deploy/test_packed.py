@@ -38,6 +38,20 @@ def test_packed_linear_is_the_layer_and_its_activation(activation, dtype):
         assert_close(packed(tokens), expected, 1e-4, reason=LIBRARY)
 
 
+@pytest.mark.parametrize("activation", FUNCTIONS)
+def test_packed_layers_in_bfloat16_are_the_layers_up_to_rounding(activation):
+    rounding = "bfloat16 has eight bits"
+    layer, conv = nn.Linear(24, 40), nn.Conv2d(24, 24, 3, padding=1, groups=24)
+    tokens, maps = torch.randn(50, 24), torch.randn(2, 24, 7, 9)
+    for made, module, x in (
+        (PackedLinear.of(layer, activation), layer, tokens),
+        (PackedConv2d(conv, activation), conv, maps),
+    ):
+        actual = made.bfloat16()(x.bfloat16())
+        assert actual.dtype == torch.bfloat16
+        assert_close(actual.float(), FUNCTIONS[activation](module(x)), 3e-2, reason=rounding)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_packed_linear_adds_a_summand(bias):
     layer = nn.Linear(24, 40, bias=bias)
@@ -162,3 +176,14 @@ def test_size_cache_keeps_the_last_few_and_is_not_copied():
     assert cache.get(1, like.double(), lambda: "other") == "other"
     twin = copy.deepcopy(cache)
     assert twin.get(1, like, lambda: "new") == "new"
+
+
+def test_what_a_size_cache_keeps_can_be_used_outside_of_inference_mode():
+    cache, like = SizeCache(2), torch.zeros(1)
+    with torch.inference_mode():
+        made = cache.get("size", like, lambda: torch.ones(3))
+    assert not made.is_inference()
+    assert cache.get("size", like, lambda: pytest.fail("must be there still")) is made
+    for size in ("b", "c"):
+        cache.get(size, like, lambda: like)
+    assert len(cache) == 2
