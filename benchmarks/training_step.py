@@ -4,18 +4,22 @@
 
     python benchmarks/training_step.py [--config-file FILE ...] [--output FILE]
 
-Forward and backward pass of one batch, in both forms of the same model with the same weights:
+Forward and backward pass of one batch, in three forms of the same model with the same weights:
 
 baseline  the authors' order of operations (``authors_order``), every layer a module of its own,
           logits resized to the image before the cross-entropy;
-ours      the model as it is trained.
+ours      the model as it is trained;
+frugal    the same with `MODEL.BACKBONE.ACTIVATION_CHECKPOINTING`: the blocks are computed
+          again in the backward pass.
 
 Times are taken in turn in one process. Peak memory is that of a process for each form, as the
-operating system reports it; `libraries` is what such a process takes before the first step.
-The optimizer's step is the same in both forms and is not counted.
+operating system reports it, the median of several processes (what the allocator cannot use again
+differs from one to the next); `libraries` is what such a process takes before the first step.
+The optimizer's step is the same in all forms and is not counted.
 """
 
 import argparse
+import copy
 import json
 import os
 import resource
@@ -34,17 +38,24 @@ from torch import nn
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
+from offseg_d2.engine import checkpoint_activations
 
 MODELS = os.path.join(os.path.dirname(__file__), "..", "configs", "base", "models")
 DEFAULT = ("offseg_t", "segformer_b0", "segnext_t", "mask2former_offseg_t")
 NUM_CLASSES = 150
-FORMS = ("baseline", "ours")
+FORMS = ("baseline", "ours", "frugal")
 MEGABYTE = 2**20
 
 
 def in_form(model: nn.Module, form: str) -> nn.Module:
-    """The model itself or a baseline copy, in training mode."""
-    return (authors_order(model) if form == "baseline" else model).train()
+    """The model itself or a copy in another form, in training mode."""
+    if form == "baseline":
+        model = authors_order(model)
+    if form == "frugal":
+        model = copy.deepcopy(model)
+        if not checkpoint_activations(model.backbone):
+            sys.exit(f"The blocks of the backbone {type(model.backbone).__name__} are not known.")
+    return model.train()
 
 
 def build(config_file: str) -> nn.Module:
@@ -83,14 +94,17 @@ def peak() -> int:
 
 
 def memory(args: argparse.Namespace, config_file: str, form: str) -> dict[str, int]:
-    """MB of a process that takes two steps of one form."""
+    """MB of a process that takes two steps of one form: the median of several."""
     command = [sys.executable, __file__, "--config-file", config_file, "--form", form]
     command += ["--batch", str(args.batch), "--size", str(args.size)]
     command += ["--threads", str(args.threads)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(done.stderr)
-    libraries, whole = (int(x) // MEGABYTE for x in done.stdout.split()[-2:])
+    found = []
+    for _ in range(args.processes):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        found.append([int(x) // MEGABYTE for x in done.stdout.split()[-2:]])
+    libraries, whole = (statistics.median_low(values) for values in zip(*found, strict=True))
     return {"libraries_mb": libraries, "peak_mb": whole}
 
 
@@ -100,38 +114,47 @@ def measure(args: argparse.Namespace, config_file: str) -> dict:
     model, records = build(config_file), make_batch(args.batch, args.size)
     models = {form: in_form(model, form) for form in FORMS}
     losses = {form: step(models[form], records)[1] for form in FORMS}  # also the warm-up
-    pairs = zip(*(models[form].parameters() for form in FORMS), strict=True)
-    differences = [((a.grad - b.grad).norm() / a.grad.norm().clamp_min(1e-12)) for a, b in pairs]
+    gradients = {form: [p.grad.clone() for p in models[form].parameters()] for form in FORMS}
     times = {form: [] for form in FORMS}
     for _ in range(args.rounds):
         for form in FORMS:
             times[form].append(step(models[form], records)[0])
-    # The fastest: whatever else runs on the machine only adds to a time.
-    seconds = {form: min(times[form]) for form in FORMS}
-    beyond = {form: peaks[form]["peak_mb"] - peaks[form]["libraries_mb"] for form in FORMS}
     name = os.path.splitext(os.path.basename(config_file))[0]
+    row = {"model": name, "batch": args.batch, "size": args.size, "classes": NUM_CLASSES}
+    for form in FORMS:
+        # The fastest: whatever else runs on the machine only adds to a time.
+        seconds = {"seconds": round(min(times[form]), 3)}
+        seconds["median_seconds"] = round(statistics.median(times[form]), 3)
+        row[form] = {**seconds, **peaks[form], "loss": losses[form]}
+        if form != "baseline":
+            row[form] |= compare(row["baseline"], row[form])
+            pairs = zip(gradients["baseline"], gradients[form], strict=True)
+            apart = torch.stack([(a - b).norm() / a.norm().clamp_min(1e-12) for a, b in pairs])
+            row[form]["median_relative_gradient_difference"] = float(apart.median())
+            row[form]["largest_relative_gradient_difference"] = float(apart.max())
+    return row
+
+
+def compare(base: dict, ours: dict) -> dict[str, float]:
+    beyond = [form["peak_mb"] - form["libraries_mb"] for form in (ours, base)]
     return {
-        **{"model": name, "batch": args.batch, "size": args.size, "classes": NUM_CLASSES},
-        **{form: {"seconds": round(seconds[form], 3), **peaks[form]} for form in FORMS},
-        "median_seconds": {form: round(statistics.median(t), 3) for form, t in times.items()},
-        "times_faster": round(seconds["baseline"] / seconds["ours"], 2),
-        "memory_ratio": round(peaks["ours"]["peak_mb"] / peaks["baseline"]["peak_mb"], 3),
-        "memory_ratio_beyond_libraries": round(beyond["ours"] / beyond["baseline"], 3),
-        "loss": losses,
-        "largest_relative_gradient_difference": float(torch.stack(differences).max()),
-        "median_relative_gradient_difference": float(torch.stack(differences).median()),
+        "times_faster": round(base["seconds"] / ours["seconds"], 2),
+        "memory_ratio": round(ours["peak_mb"] / base["peak_mb"], 3),
+        "memory_ratio_beyond_libraries": round(beyond[0] / beyond[1], 3),
     }
 
 
 def report(row: dict) -> None:
-    base, ours = row["baseline"], row["ours"]
-    print(
-        f"{row['model']:22} {base['seconds']:6.2f} s -> {ours['seconds']:5.2f} s "
-        f"({row['times_faster']:.2f}x)   {base['peak_mb']:5} MB -> {ours['peak_mb']:5} MB "
-        f"({row['memory_ratio']:.2f}; beyond libraries {row['memory_ratio_beyond_libraries']:.2f})"
-        f"   gradients differ by {row['median_relative_gradient_difference']:.1e}",
-        flush=True,
-    )
+    for form in FORMS[1:]:
+        base, ours = row["baseline"], row[form]
+        print(
+            f"{row['model']:22} {form:6} {base['seconds']:6.2f} s -> {ours['seconds']:5.2f} s "
+            f"({ours['times_faster']:.2f}x)   {base['peak_mb']:5} MB -> {ours['peak_mb']:5} MB "
+            f"({ours['memory_ratio']:.2f}; beyond libraries "
+            f"{ours['memory_ratio_beyond_libraries']:.2f})   "
+            f"gradients differ by {ours['median_relative_gradient_difference']:.1e}",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -142,6 +165,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512, help="side of the images in pixels")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3, help="measured steps of each form")
+    parser.add_argument(
+        "--processes", type=int, default=3, help="that measure memory, of each form"
+    )
     parser.add_argument("--output", default="", metavar="FILE", help="add the rows to this JSON")
     parser.add_argument("--form", default="", choices=["", *FORMS], help=argparse.SUPPRESS)
     args = parser.parse_args()

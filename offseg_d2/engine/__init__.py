@@ -13,7 +13,7 @@ from .defaults import (
 from .evaluation import build_evaluator, evaluate
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .launch import launch
-from .model_options import deployed
+from .model_options import checkpoint_activations, deployed
 from .stopping import StopOnSignalHook
 from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
 from .trainer import Trainer
@@ -30,6 +30,7 @@ __all__ = [
     "available_device",
     "broadcast_buffers",
     "build_evaluator",
+    "checkpoint_activations",
     "configure_batch_norm",
     "create_ddp_model",
     "default_writers",
