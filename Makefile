@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py tools/setup_env.py)
 
-.PHONY: help demo test test-slurm lint setup doctor clean
+.PHONY: help demo test test-extras test-slurm lint setup doctor clean
 
 help:
 	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
 	@echo "make test    lint and the default tests"
+	@echo "make test-extras  the tests of export and web page, whose packages it installs"
 	@echo "make test-slurm  the tests on a real SLURM, which they start on this machine"
 	@echo "make setup   only make the environment $(VENV)"
 	@echo "make lint    ruff and mypy"
@@ -33,6 +34,12 @@ lint: setup
 # One process per core, each with one thread: much faster than one process with all threads.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+# The tests that `make test` skips without the optional packages; locked as the others are.
+test-extras: setup
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/extras.txt
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal \
+		tests/export tests/web tests/docs
 
 # Without SLURM's programs this fails, instead of skipping: who calls it wants it run.
 test-slurm: setup
