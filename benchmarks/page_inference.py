@@ -85,5 +85,5 @@ def _agreement_row(group: dict[str, Any]) -> list[Any]:
 
 
 def _machine(group: dict[str, Any]) -> str:
-    gflops = number(group["gemm_gflops"])
-    return f"{machine_line(group)[:-1]}; {group['dtype']} GEMM peak {gflops} GFLOP/s."
+    peak = f"{number(group['gemm_gflops'])} GFLOP/s by {group['gemm_way']}"
+    return f"{machine_line(group)[:-1]}; {group['dtype']} GEMM peak {peak}."

@@ -5,12 +5,18 @@ quick and ``python -m offseg_d2.doctor`` runs in a broken environment too.
 """
 
 import importlib
+import warnings
 from typing import Any
 
 from offseg_d2._requirements import require_detectron2
 from offseg_d2.version import __version__
 
 require_detectron2()
+
+# fvcore and Detectron2 compile a few functions, none of them used here, when they are imported.
+warnings.filterwarnings(
+    "ignore", r"`torch\.jit\.script` is deprecated", FutureWarning, r"torch\.jit\._script"
+)
 
 # public name -> module that defines it
 _PUBLIC_NAMES: dict[str, str] = {

@@ -305,7 +305,8 @@ def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
     try:
         loaded = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ConfigError(f"The configuration in {source} is not plain YAML: {error}.") from None
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"The configuration in {source} is not plain YAML: {reason}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"The configuration in {source} must be a mapping, but is {loaded!r}.")
     return _build(loaded, f" in {source}", opts)
@@ -335,7 +336,8 @@ def _read_yaml(config_file: str) -> dict[str, Any]:
     except RecursionError:
         raise ConfigError(f"`_BASE_` of {config_file} leads back to the file itself.") from None
     except (yaml.YAMLError, UnicodeError, AttributeError, TypeError, AssertionError) as error:
-        raise ConfigError(f"{config_file} is not a plain YAML configuration: {error}.") from None
+        reason = " ".join(str(error).split()).rstrip(".")  # PyYAML's are of several lines
+        raise ConfigError(f"{config_file} is not a plain YAML configuration: {reason}.") from None
     if not isinstance(loaded, dict):
         raise ConfigError(f"{config_file} must hold a mapping of keys, but holds {loaded!r}.")
     return loaded

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from offseg_d2.batching import batches_of_a_kind, items_ahead, read_ahead
 from offseg_d2.data import DataFileError, read_image
+from offseg_d2.data.atomic_write import write_atomically
 from offseg_d2.drawing import UNCHOSEN as UNCHOSEN
 from offseg_d2.drawing import DrawOptions, choose_classes, draw_labels, palette_png
 from offseg_d2.predictor import find_images, output_paths, write_picture
@@ -52,9 +53,12 @@ def plan(inputs: Iterable[str], output_dir: str, style: str) -> list[tuple[str, 
     """Pairs of an image or video and the file that is to be drawn.
 
     Raises:
-        ValueError: an input matches nothing, would be overwritten, or shares its name with another.
+        ValueError: an input matches nothing, would be overwritten, or shares its name with another;
+            the output is a file.
     """
     found = find_images(inputs, also=VIDEO_SUFFIXES)
+    if PathManager.isfile(output_dir):
+        raise ValueError(f"`--output` must be a folder, but '{output_dir}' is a file.")
     forced = {path: ".mp4" for path in found if is_video(path)}
     if style == "label-map":
         videos = list(forced)
@@ -65,6 +69,21 @@ def plan(inputs: Iterable[str], output_dir: str, style: str) -> list[tuple[str, 
             )
         forced = dict.fromkeys(found, ".png")
     return list(zip(found, output_paths(found, output_dir, forced), strict=True))
+
+
+def make_folder(path: str) -> None:
+    """Make the folder for the pictures, if it is not there.
+
+    Raises:
+        OSError: it cannot be made; the message names it.
+    """
+    try:
+        PathManager.mkdirs(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"`--output` must be a folder that can be made, but '{path}' cannot: {reason}."
+        ) from None
 
 
 def is_video(path: str) -> bool:
@@ -106,7 +125,7 @@ def draw_files(
     """
     todo = plan(inputs, output_dir, options.style)
     choose_classes(np.zeros((1, 1), dtype=np.int64), options.classes, predictor.metadata)
-    PathManager.mkdirs(output_dir)
+    make_folder(output_dir)
     faults: dict[str, Unreadable] = {}
     images = [(path, target) for path, target in todo if not is_video(path)]
     with tqdm(total=len(todo), unit="file", disable=None) as progress:
@@ -152,8 +171,7 @@ def _draw_images(predictor: LabelMaps, batch: Sequence[_Loaded], options: DrawOp
     for (_, target, image), labels in zip(batch, label_maps, strict=True):
         if options.style == "label-map":
             chosen = choose_classes(labels, options.classes, metadata)
-            with PathManager.open(target, "wb") as file:
-                file.write(palette_png(chosen, metadata))
+            write_atomically(target, palette_png(chosen, metadata))
         else:
             write_picture(target, draw_labels(image, labels, metadata, options))
 
@@ -190,7 +208,8 @@ def draw_video(
     number = 0
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(target, reader.rate))
-        stack.enter_context(contextlib.suppress(KeyboardInterrupt))
+        if not isinstance(source, str):  # filmed until Ctrl-C; half a file would look like a whole
+            stack.enter_context(contextlib.suppress(KeyboardInterrupt))
         source_frames = stack.enter_context(contextlib.closing(iter(reader)))
         limited = itertools.islice(source_frames, frames or None)
         coming = stack.enter_context(contextlib.closing(items_ahead(limited, ahead=batch_size)))

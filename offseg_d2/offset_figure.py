@@ -59,7 +59,8 @@ def draw_offsets(
     trace = images[0].trace
     labels = trace.labels().cpu().numpy()
     class_id, pixel = _choose(labels, class_id, pixel, len(class_names(metadata)))
-    figure = Figure(figsize=(16, 11), dpi=80, layout="constrained")
+    figure = Figure(figsize=(14.5, 10.4), dpi=110, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
     canvas = FigureCanvasAgg(figure)
     top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 1.35])
     _draw_predictions(top.subplots(1, 4), images[0].rgb, trace, labels, metadata, plain_labels)
@@ -114,11 +115,13 @@ def _draw_predictions(
     if plain_labels is None:
         plain_labels = trace.labels(offsets=False).cpu().numpy()
     differs = labels != plain_labels
-    faded = (rgb * 0.3 + 178).astype(np.uint8)
+    # Over grey the colours are those of the classes, whatever the image's are.
+    grey = np.repeat(rgb.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
+    faded = (grey * 0.3 + 178).astype(np.uint8)
     difference = np.where(differs[..., None], color_map(labels, metadata), faded)
     _show(axes[0], rgb, "image")
-    _show(axes[1], overlay(rgb, plain_labels, metadata), what)
-    _show(axes[2], overlay(rgb, labels, metadata), "with offsets")
+    _show(axes[1], overlay(grey, plain_labels, metadata), what)
+    _show(axes[2], overlay(grey, labels, metadata), "with offsets")
     share = 100 * differs.mean()
     _show(axes[3], difference, f"where they differ ({share:.1f} %)")
 
@@ -170,13 +173,11 @@ def _draw_class_offsets(
     whole, own = (x.cpu().numpy()[rows] for x in offset_lengths(trace))
     colors = class_colors(metadata)[present] / 255
     if trace.norm is not None:
-        axis.barh(range(len(present)), whole, color="0.85", label="whole offset")
+        axis.barh(range(len(present)), whole, color="0.85")
     axis.barh(range(len(present)), own, color=colors, edgecolor="0.3")
     axis.set_yticks(range(len(present)), [class_names(metadata)[i] for i in present])
-    if trace.norm is not None:
-        axis.legend(fontsize=9, loc="lower right")
     title = "length of the class offset / of the class vector"
-    own_part = "coloured: without the part common to all classes"
+    own_part = "grey: all of it; coloured: less what all share"
     axis.set_title(title + (f"\n{own_part}" if trace.norm is not None else ""), fontsize=11)
 
 
@@ -207,6 +208,7 @@ def _draw_pixel_scores(
     ):
         axis.barh(np.arange(len(best)) + shift, values[best], 0.4, color=color, label=label)
     axis.set_yticks(range(len(best)), [class_names(metadata)[i] for i in best])
+    axis.set_ylim(-0.6 - 0.2 * len(best), len(best) - 0.4)  # below the bars: room for the legend
     axis.legend(fontsize=9, loc="lower right")
     axis.set_title(f"scores at the marked pixel {pixel}", fontsize=11)
 

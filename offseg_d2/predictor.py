@@ -21,6 +21,7 @@ from torch import Tensor
 
 from offseg_d2.config import ConfigError
 from offseg_d2.data import build_augmentations, ensure_registered
+from offseg_d2.data.atomic_write import write_atomically
 from offseg_d2.engine import Trainer, available_device, deployed
 from offseg_d2.modeling import AugmentedModel, build_evaluation_model
 from offseg_d2.visualization import to_labels
@@ -217,5 +218,4 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     """Write a (H, W, 3) uint8 RGB picture as the suffix of ``path`` says."""
     suffix = os.path.splitext(path)[1].lower()
     encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
-    with PathManager.open(path, "wb") as file:
-        file.write(encoded.tobytes())
+    write_atomically(path, encoded.tobytes())

@@ -109,8 +109,7 @@ class VideoWriter:
     ) -> None:
         if self._writer is not None:
             self._writer.release()
-        # What was filmed until Ctrl-C is what was asked for.
-        if self._writer is not None and (kind is None or kind is KeyboardInterrupt):
+        if self._writer is not None and kind is None:
             os.replace(self._part, self.path)
             return
         with contextlib.suppress(FileNotFoundError):

@@ -269,3 +269,12 @@ def test_error_is_one_sentence_at_the_command_line(tmp_path):
     assert done.returncode == 2
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: The configuration file") and "Traceback" not in done.stderr
+    assert "FutureWarning" not in done.stderr
+
+
+def test_file_of_another_kind_is_told_in_one_line(tmp_path):
+    path = tmp_path / "notes.md"
+    path.write_text("# Notes\n\n**This** is no configuration: *at all*\n")
+    with pytest.raises(ConfigError, match="is not a plain YAML configuration") as caught:
+        load_config(str(path))
+    assert len(str(caught.value).splitlines()) == 1

@@ -18,6 +18,7 @@ from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.data import build_mapper
 from offseg_d2.data.datasets import ShapesParams, register_shapes
+from offseg_d2.demo import make_folder, plan
 from offseg_d2.engine import Trainer
 from offseg_d2.predictor import Predictor, find_images, output_paths
 from tests.common import ROOT, SMALL_OFFSEG, seed_all
@@ -276,3 +277,27 @@ def test_chance_is_the_share_of_the_largest_class_over_the_number_of_classes(mak
     labels = np.stack([cv2.imread(r["sem_seg_file_name"], -1) for r in records])
     largest = np.bincount(labels.ravel()).max() / labels.size
     assert make_demo["chance_miou"]("few_shapes_val") == pytest.approx(100 * largest / 8)
+
+
+def test_file_as_output_folder_is_told_before_the_model_is_loaded(tmp_path, images):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    with pytest.raises(ValueError, match=r"`--output` must be a folder, but '.*file' is a file"):
+        plan([str(images)], str(file), "overlay")
+    with pytest.raises(OSError, match=r"`--output` must be a folder that can be made, but '.*/x'"):
+        make_folder(str(file / "x"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--max-frames", "-1"], "`--max-frames` must be at least 0, but is -1"),
+        (["--draw", "label-map"], "`--draw` must be overlay or side-by-side for a camera"),
+    ],
+)
+def test_options_that_a_camera_cannot_have_are_told(options, message, monkeypatch, capsys):
+    words = ["demo.py", "--weights", "a.pth", "--webcam", "0", "--output", "o", *options]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "tools/demo.py"))["parse_args"]()
+    assert caught.value.code == 2 and message in capsys.readouterr().err

@@ -132,7 +132,9 @@ def test_video_is_never_drawn_over_itself(tmp_path):
     assert (tmp_path / "bar.mp4").read_bytes() == before
 
 
-def test_failed_video_leaves_nothing_and_an_interrupted_one_what_was_filmed(tmp_path):
+def test_failed_or_interrupted_video_leaves_nothing_but_a_camera_what_was_filmed(
+    tmp_path, monkeypatch
+):
     source = write_film(tmp_path / "bar.mp4", frames())
 
     class Failing(Brightness):
@@ -148,7 +150,13 @@ def test_failed_video_leaves_nothing_and_an_interrupted_one_what_was_filmed(tmp_
         draw_video(predictor, source, str(tmp_path / "out.mp4"), DrawOptions())
     assert [path.name for path in tmp_path.iterdir()] == ["bar.mp4"]
     predictor.error = KeyboardInterrupt
-    number = draw_video(predictor, source, str(tmp_path / "out.mp4"), DrawOptions())
+    with pytest.raises(KeyboardInterrupt):  # goes on to no other file
+        draw_files(predictor, [source], str(tmp_path / "out"), DrawOptions())
+    assert list((tmp_path / "out").iterdir()) == []
+    open_capture = cv2.VideoCapture
+    monkeypatch.setattr(video.cv2, "VideoCapture", lambda number: open_capture(source))
+    number = draw_video(predictor, 0, str(tmp_path / "out.mp4"), DrawOptions())
+    monkeypatch.undo()
     assert 0 < number < 6
     assert len(read_film(tmp_path / "out.mp4")) == number
 

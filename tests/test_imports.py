@@ -240,3 +240,20 @@ def test_the_rules_would_notice_a_violation(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.test_imports.ROOT", tmp_path)
     units = [unit_of(name) for name, _ in package_imports(path)]
     assert units == ["engine", "modeling", "data", "solver"]
+
+
+@pytest.mark.parametrize("tool", sorted((ROOT / "tools").glob("*.py")), ids=lambda path: path.stem)
+def test_tools_import_the_package_before_what_warns(tool):
+    names = [
+        name
+        for node in ast.parse(tool.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+        )
+    ]
+    quiet = ("detectron2.config", "detectron2.utils")
+    loud = [i for i, name in enumerate(names)
+            if name.startswith("detectron2") and not name.startswith(quiet)]  # fmt: skip
+    own = [i for i, name in enumerate(names) if name.startswith(PACKAGE)]
+    assert not loud or min(own) < min(loud)

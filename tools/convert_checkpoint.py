@@ -15,6 +15,9 @@ A mistake of the user ends with one sentence and exit status 2.
 
 import argparse
 
+import offseg_d2  # first: it silences a warning that Detectron2 causes
+
+# isort: split
 import torch
 from detectron2.modeling import build_model
 from safetensors.torch import save

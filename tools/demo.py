@@ -19,12 +19,11 @@ import argparse
 import os
 import sys
 
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
-from offseg_d2.demo import LabelMaps, draw_files, draw_video, plan, show_camera
+from offseg_d2.demo import LabelMaps, draw_files, draw_video, make_folder, plan, show_camera
 from offseg_d2.drawing import STYLES, DrawOptions
 from offseg_d2.export import OnnxSegmenter
 from offseg_d2.predictor import Predictor
@@ -62,6 +61,10 @@ def parse_args() -> argparse.Namespace:
     for name in ("opts", "deploy"):
         if args.onnx and getattr(args, name):
             parser.error(f"`--{name}` must be absent with `--onnx`, but is {getattr(args, name)}.")
+    if args.max_frames < 0:
+        parser.error(f"`--max-frames` must be at least 0, but is {args.max_frames}.")
+    if args.webcam is not None and args.draw == "label-map":
+        parser.error("`--draw` must be overlay or side-by-side for a camera, but is 'label-map'.")
     if args.input and not args.output:
         parser.error("`--output` must name a folder for the pictures of `--input`, but is absent.")
     return args
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.output:
         show_camera(load_model(args), args.webcam, options)
         return 0
-    PathManager.mkdirs(args.output)
+    make_folder(args.output)
     path = os.path.join(args.output, "webcam.mp4")
     limits = {"frames": args.max_frames, "batch_size": args.batch_size}
     print(f"{draw_video(load_model(args), args.webcam, path, options, **limits)} frames")

@@ -5,8 +5,8 @@ All moves are computed by ``OffsetLearning``; in place of learned projections it
 and half of it, so that they can be followed by eye.
 """
 
+import argparse
 import math
-import sys
 
 import torch
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from offseg_d2 import OffsetLearning
+from offseg_d2.cli import report_user_errors
 
 COLORS, MARKERS = ("#0072B2", "#D55E00", "#009E73"), ("o", "^", "s")
 DIRECTIONS = torch.tensor([[0.0, 1.0], [-(0.75**0.5), -0.5], [0.75**0.5, -0.5]])  # of the classes
@@ -66,7 +67,9 @@ def draw_image(row: list[Axes], turn: float, learning: OffsetLearning) -> None:
 
 
 def main() -> None:
-    path = sys.argv[1] if len(sys.argv) > 1 else "docs/idea.png"
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", nargs="?", default="docs/idea.png", help="default %(default)s")
+    path = parser.parse_args().output
     torch.manual_seed(2)
     learning = OffsetLearning(2).requires_grad_(False)
     learning.class_offset_proj.weight.copy_(torch.eye(2))
@@ -86,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    report_user_errors(main)

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     model = predictor.model.cpu()
     options = {"output": args.predict, "input_type": args.input_type, "batch": args.batch}
     options["size"] = tuple(args.size) if args.size else None
+    print("writing the graph and running it against PyTorch takes up to minutes", flush=True)
     graph, description = prepare_export(model, predictor.cfg, predictor.metadata, **options)
     if args.format == "torch_export":
         print(f"against PyTorch: {export_torch(graph, description, args.output)}")

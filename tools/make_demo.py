@@ -14,6 +14,9 @@ import logging
 import time
 from pathlib import Path
 
+import offseg_d2  # noqa: F401  (first: it silences a warning that Detectron2 causes)
+
+# isort: split
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -55,9 +58,10 @@ def draw_pictures(cfg: CfgNode, folder: Path) -> None:
     for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:NUM_PICTURES]:
         bgr = read_image(record["file_name"])
         image = np.ascontiguousarray(bgr[..., ::-1])
+        grey = np.repeat(bgr.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
         truth = read_label_map(record["sem_seg_file_name"], label_map_of(predictor.metadata))
-        drawn = [
-            overlay(image, labels, predictor.metadata, opacity=0.65, names=False, scale=1.5)
+        drawn = [  # over grey the colours are those of the legend, whatever the image's are
+            overlay(grey, labels, predictor.metadata, opacity=0.65, names=False, scale=1.5)
             for labels in (predictor(bgr), truth)
         ]
         row = side_by_side([enlarge(image, 1.5), *drawn], ("image", "prediction", "truth"))

@@ -19,6 +19,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import offseg_d2  # noqa: F401  (first: it silences a warning that Detectron2 causes)
+
+# isort: split
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 

@@ -15,6 +15,9 @@ import argparse
 import os
 import sys
 
+import offseg_d2  # noqa: F401  (first: it silences a warning that Detectron2 causes)
+
+# isort: split
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 

@@ -108,6 +108,7 @@ def plot_tradeoff(rows: Sequence[Row], axis: str, title: str = "") -> bytes:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9, 6), dpi=120)
@@ -137,6 +138,7 @@ def plot_tradeoff(rows: Sequence[Row], axis: str, title: str = "") -> bytes:
     for row, name, place in zip(rows, names, _label_places(marks, names), strict=True):
         mark = (row[axis], row["miou"])
         style = {"textcoords": "offset points", "fontsize": LABEL_SIZE, "zorder": 4}
+        style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
         axes.annotate(name, mark, xytext=place, va="center", **style)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=7, loc="best", ncols=2)

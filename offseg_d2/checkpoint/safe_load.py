@@ -195,6 +195,8 @@ def _unsafe(path: str, names: list[str]) -> UnsafeCheckpointError:
 
 def _corrupt(path: str, error: Exception) -> CorruptCheckpointError:
     reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+    if "weights_only" in reason:  # torch's advice is to load it so that it may run code
+        reason = "torch cannot read it"
     return CorruptCheckpointError(
         f"Checkpoint file `{path}` is truncated, damaged or no checkpoint ({reason})."
     )

@@ -64,11 +64,17 @@ class EncodedImage:
             (H, W, 3) uint8, BGR, 0..255, EXIF orientation applied.
 
         Raises:
-            DataFileError: the file is empty, truncated or no image.
+            DataFileError: the file is empty, truncated, far too large or no image.
         """
         encoded = np.frombuffer(self._content, dtype=np.uint8)
         # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
-        image = cv2.imdecode(encoded, _FLAGS[reduction]) if encoded.size else None
+        try:
+            image = cv2.imdecode(encoded, _FLAGS[reduction]) if encoded.size else None
+        except cv2.error:  # above its limits of width, height and pixels
+            raise DataFileError(
+                f"Image file '{self.path}' must be of a size that OpenCV can decode, "
+                "but its header announces far too many pixels."
+            ) from None
         if image is None:
             raise DataFileError(
                 f"Image file '{self.path}' must be a complete image that OpenCV can decode, "

@@ -91,13 +91,19 @@ def _mean_features(blocks: list[tuple[Tensor, Tensor]], largest: Tensor) -> Tens
     Returns:
         (K, C).
     """
-    total = largest.new_zeros(len(largest), blocks[0][0].shape[1])
+    # A product of its own for each thread takes less time than one that they share.
+    shares = torch.get_num_threads() if largest.is_cpu else 1
+    total = largest.new_zeros(shares, len(largest), blocks[0][0].shape[1])
     weight = torch.zeros_like(largest)
     for features, similarity in blocks:
         exponentials = (similarity - largest).exp_()
         weight += exponentials.sum(0)
-        total.addmm_(exponentials.mT, features)
-    return total.div_(weight[:, None])
+        if len(features) % shares:
+            total[0].addmm_(exponentials.mT, features)
+        else:
+            left, right = (x.unflatten(0, (shares, -1)) for x in (exponentials, features))
+            total.baddbmm_(left.mT, right)
+    return total.sum(0).div_(weight[:, None])
 
 
 @rule(OffsetClassifier)

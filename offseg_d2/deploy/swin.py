@@ -60,7 +60,15 @@ def windows_of(size: tuple[int, int], side: int, shift: int, bias: Tensor) -> Wi
         side: of a window, in tokens.
         shift: by which rows and columns are rolled up and left.
         bias: (1, h, n, n) of all windows.
+
+    Raises:
+        NotImplementedError: within ``torch.export``, which cannot follow what depends on values.
     """
+    if torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "An optimized Swin must have run at the size at which it is exported, but has not at "
+            f"{size[0]} x {size[1]} tokens."
+        )
     device, (height, width) = bias.device, size
     rows, columns = (
         (torch.arange(padded, device=device) + shift) % padded

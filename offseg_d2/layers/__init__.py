@@ -1,7 +1,7 @@
 """Numerical building blocks: tensors in, tensors out; no configuration, no registry."""
 
 from offseg_d2.layers.carafe import carafe
-from offseg_d2.layers.channel_norm import ChannelLayerNorm
+from offseg_d2.layers.channel_norm import ChannelLayerNorm, ContiguousGroupNorm
 from offseg_d2.layers.conv_bn import ConvBN, DepthwiseConvBN
 from offseg_d2.layers.drop_path import ChannelDropout, DropPath, drop_path_rates
 from offseg_d2.layers.freq_fusion import FreqFusion, LocalSimilaritySampler, neighbour_similarity
@@ -24,6 +24,7 @@ __all__ = [
     "NMF2D",
     "ChannelDropout",
     "ChannelLayerNorm",
+    "ContiguousGroupNorm",
     "ConvBN",
     "DepthwiseConvBN",
     "DropPath",

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offseg_d2.layers.channel_norm import ContiguousGroupNorm
 from offseg_d2.layers.sample_random import rand_per_sample
 
 EPSILON = 1e-6  # keeps the multiplicative updates away from a division by zero
@@ -144,7 +145,7 @@ class Hamburger(nn.Module):
         self.ham_in = nn.Conv2d(channels, channels, 1)
         self.decomposition = decomposition
         conv = nn.Conv2d(channels, channels, 1, bias=False)
-        norm = nn.GroupNorm(norm_groups, channels)
+        norm = ContiguousGroupNorm(norm_groups, channels)
         self.ham_out = nn.Sequential(OrderedDict(conv=conv, norm=norm))
         for layer in (self.ham_in, conv):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")

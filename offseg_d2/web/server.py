@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from detectron2.utils.file_io import PathManager
 
@@ -40,6 +40,38 @@ def require_gradio() -> ModuleType:
             f"`{error.name}` must be installed for the web page; "
             "install it with: pip install 'offseg_d2[web]'"
         ) from None
+
+
+def forbid_fetching() -> None:
+    """Let gradio fetch nothing in this process.
+
+    It would for visitors: ``/file=ADDRESS`` passes on whatever lies at a public address, and an
+    address in place of an upload is downloaded, of any size.
+    """
+
+    async def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise ValueError("The page fetches nothing from other hosts.")
+
+    safehttpx = importlib.import_module("safehttpx")
+    safehttpx.get = safehttpx.async_validate_url = refuse
+
+
+def local_only(host: str) -> list[Any]:
+    """What refuses requests by another name than that of this machine, if ``host`` is its own.
+
+    A page of somebody else, opened in the same browser, could otherwise let its own name stand for
+    this machine and so use the server (DNS rebinding).
+
+    Returns:
+        middleware of Starlette.
+    """
+    if host not in LOCAL_HOSTS:
+        return []
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    names = [*LOCAL_HOSTS, "[::1]", "["]  # Starlette's versions read "[::1]:7860" differently
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=names, www_redirect=False)]
 
 
 def load_models(arguments: Arguments) -> Workbench:
@@ -97,6 +129,7 @@ def launch(
     """
     os.environ["GRADIO_TEMP_DIR"] = folder
     require_gradio()
+    forbid_fetching()
     from offseg_d2.web.page import STYLE, build_page, theme
 
     page = build_page(workbench, copy_examples(examples, Path(folder), workbench.limits))
@@ -119,6 +152,7 @@ def launch(
         mcp_server=False,
         theme=theme(),
         css_paths=[STYLE],
+        app_kwargs={"middleware": local_only(host)},
     )
     return page
 

@@ -60,9 +60,9 @@ def test_training_needs_more_memory_than_inference():
 @pytest.mark.slow
 def test_memory_is_measured_in_processes_of_its_own(monkeypatch, capfd):
     run_tool(monkeypatch, "--config-file", CONFIG, *FAST, "--tasks", "memory", *OPTS)
-    rows = [line.split() for line in capfd.readouterr().out.splitlines()]
-    peaks = {row[1]: [int(x) for x in row[2:]] for row in rows if row[:1] == ["model"]}
-    assert set(peaks) >= {"inference", "training"}
+    rows = re.findall(r"^model, (\w+) +(\d+) +(\d+)$", capfd.readouterr().out, re.MULTILINE)
+    peaks = {step: [int(size) for size in sizes] for step, *sizes in rows}
+    assert set(peaks) == {"inference", "training"}
     assert peaks["training"][0] > peaks["inference"][0] > peaks["inference"][1] > 0
 
 

@@ -116,6 +116,8 @@ def test_rows_of_a_group_are_complete(
 
 def test_share_of_the_peak_is_two_operations_per_mac_and_second() -> None:
     group = {"rows": [{"ms": 100.0, "gmacs": 5.0}, {"ms": 100.0, "gmacs": None}]}
-    inference.add_peak(group, 2e11)  # 10 billion operations in 0.1 s are half of it
+    inference.add_peak(
+        group, {"mm": 2e11, "packed": 1e11}
+    )  # 10 billion operations in 0.1 s are half of it
     assert [row["share_of_gemm_peak"] for row in group["rows"]] == [0.5, None]
-    assert group["gemm_gflops"] == 200
+    assert (group["gemm_gflops"], group["gemm_way"]) == (200, "mm")

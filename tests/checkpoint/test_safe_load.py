@@ -284,3 +284,11 @@ def test_file_without_dictionary_is_refused(tmp_path, data):
 def test_absent_file_is_named():
     with pytest.raises(FileNotFoundError, match=r"`nowhere/a.pth` does not exist"):
         load_checkpoint_file("nowhere/a.pth")
+
+
+def test_text_file_is_refused_without_advice_to_load_it_unsafely(tmp_path):
+    path = tmp_path / "notes.pth"
+    path.write_text("# Notes\n\nThis is no checkpoint.\n")
+    with pytest.raises(CorruptCheckpointError, match="no checkpoint") as caught:
+        load_checkpoint_file(str(path))
+    assert "weights_only" not in str(caught.value) and "arbitrary" not in str(caught.value)

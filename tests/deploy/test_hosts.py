@@ -13,7 +13,7 @@ from offseg_d2.deploy.mscan import FastBlock as FastMSCANBlock
 from offseg_d2.deploy.msdeformattn import FastMSDeformAttnPixelDecoder
 from offseg_d2.deploy.segformer_decoder import FastSegFormerPixelDecoder
 from offseg_d2.deploy.swin import FastSwin
-from tests.common import build_offseg, random_batch, seed_all
+from tests.common import SMALL_OFFSEG, assert_close, build_offseg, random_batch, seed_all
 from tests.deploy.test_optimize import assert_same_predictions, spread_weights
 from tests.modeling.mask_query import SMALL_MASK2FORMER
 
@@ -128,3 +128,27 @@ def test_optimized_hosts_in_double_precision_are_the_models(case):
         expected, actual = (x.forward_network(images) for x in (model, optimize(model)))
     scale = expected.abs().max()
     assert (actual - expected).abs().max() < 1e-9 * scale
+
+
+COMPILED = {"offseg": ("offseg_t", SMALL_OFFSEG), **CASES}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["offseg", "segformer", "segnext", "masks"])
+def test_compiled_models_give_the_models_predictions(case, monkeypatch):
+    monkeypatch.setitem(CASES, case, COMPILED[case])
+    torch.compiler.reset()
+    model = model_of(case)
+    assert_same_predictions(model, optimize(model, compile=True), random_batch([(64, 64)]))
+
+
+@torch.no_grad()
+def test_swin_can_be_exported_at_a_size_at_which_it_has_run():
+    backbone = optimize(model_of("swin")).backbone
+    image = torch.randn(1, 3, 64, 96)
+    with pytest.raises(NotImplementedError, match=r"must have run .* has not at 16 x 24 tokens"):
+        torch.export.export(backbone, (image,))
+    expected = backbone(image)
+    actual = torch.export.export(backbone, (image,)).module()(image)
+    for name, level in expected.items():
+        assert_close(actual[name], level, 1e-4, reason="linear layers of another library")

@@ -7,7 +7,7 @@ from torch import nn
 from offseg_d2.deploy.attention_bias import ResizedBias
 from offseg_d2.deploy.freq_fusion import FastFreqFusion, similarity
 from offseg_d2.deploy.group_norm import group_norm_, group_norm_of_tokens_
-from offseg_d2.deploy.offset_classifier import FastOffsetClassifier, _largest
+from offseg_d2.deploy.offset_classifier import FastOffsetClassifier, _largest, _mean_features
 from offseg_d2.deploy.reassembly import neighbours, reassemble
 from offseg_d2.layers import FreqFusion, carafe, neighbour_similarity
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import AttentionBias
@@ -80,6 +80,17 @@ def test_largest_similarities_are_the_columns_largest(count):
     seed_all()
     scores = torch.randn(count, 7) - 5
     assert torch.equal(_largest(scores), scores.amax(0))
+
+
+@pytest.mark.parametrize("count", [48, 50])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_mean_features_are_the_same_for_any_number_of_threads(count, threads, monkeypatch):
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    seed_all()
+    features, scores = torch.randn(count, 8), 3 * torch.randn(count, 7)
+    blocks = list(zip(features.split(24), scores.split(24), strict=True))
+    actual = _mean_features(blocks, _largest(scores))
+    assert_close(actual, scores.softmax(0).mT @ features)
 
 
 @pytest.mark.parametrize("class_offset", [True, False])

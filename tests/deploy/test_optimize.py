@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from offseg_d2.analysis import count_macs
+from offseg_d2.analysis.mac_rules import CONVOLUTION, MATRIX
 from offseg_d2.deploy import keep_freed_memory, optimize
 from offseg_d2.deploy.folding import fold_batch_norms
 from offseg_d2.deploy.rules import rule
@@ -237,3 +239,15 @@ def test_a_class_has_one_rule():
     rule(Own)(lambda module: None)
     with pytest.raises(ValueError, match="once per class"):
         rule(Own)(lambda module: None)
+
+
+@torch.no_grad()
+def test_packed_layers_count_as_many_multiply_adds_as_the_usual_ones():
+    fast = optimize(small())
+    fast.forward = fast.forward_network
+    image = torch.randn(1, 3, 64, 64)
+    packed = count_macs(fast, image, fake=False).by_kind()
+    with torch.backends.mkldnn.flags(enabled=False):
+        usual = count_macs(fast, image, fake=False).by_kind()
+    assert packed == usual
+    assert packed[CONVOLUTION] > 0 and packed[MATRIX] > 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from offseg_d2.data import read_image
+from offseg_d2.data import DataFileError, read_image
 from offseg_d2.web.downloads import file_stem
 from offseg_d2.web.uploads import Limits, UploadError, read_upload
 from tests.web.common import drawn
@@ -42,6 +42,12 @@ def announcing(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
     )
+
+
+def test_image_that_announces_too_much_for_opencv_is_an_error_that_names_it(tmp_path):
+    path = write(tmp_path, announcing(60_000, 60_000))
+    with pytest.raises(DataFileError, match=r"secret_folder_image\.jpg.*far too many pixels"):
+        read_image(path)
 
 
 def write(tmp_path, content: bytes, name: str = "secret_folder_image.jpg") -> str:

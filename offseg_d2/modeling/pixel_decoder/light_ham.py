@@ -8,7 +8,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from offseg_d2.layers import NMF2D, Hamburger
+from offseg_d2.layers import NMF2D, ContiguousGroupNorm, Hamburger
 from offseg_d2.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
 from offseg_d2.modeling.pixel_decoder.level_fusion import LevelFusion
 from offseg_d2.modeling.pixel_decoder.offseg import NORM_GROUPS, conv_norm_relu
@@ -45,7 +45,7 @@ class LightHamPixelDecoder(nn.Module):
             )
         self.in_features = list(input_shape)
         channels = [shape.channels for shape in input_shape.values()]
-        norm = nn.GroupNorm(NORM_GROUPS, ham_channels)
+        norm = ContiguousGroupNorm(NORM_GROUPS, ham_channels)
         self.squeeze = LevelFusion(channels, ham_channels, norm)
         decomposition = NMF2D(ham_channels, random_bases=random_bases)
         self.hamburger = Hamburger(ham_channels, decomposition, NORM_GROUPS)

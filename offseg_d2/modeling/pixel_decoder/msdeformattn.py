@@ -18,7 +18,7 @@ from detectron2.layers import Conv2d, ShapeSpec
 from fvcore.nn.weight_init import c2_xavier_fill
 from torch import Tensor, nn
 
-from offseg_d2.layers import MSDeformAttn, sine_position_encoding
+from offseg_d2.layers import ContiguousGroupNorm, MSDeformAttn, sine_position_encoding
 from offseg_d2.modeling.pixel_decoder.build import PIXEL_DECODER_REGISTRY
 
 NORM_GROUPS = 32
@@ -162,7 +162,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
         self.input_proj = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(shape.channels, out_channels, 1),
-                nn.GroupNorm(NORM_GROUPS, out_channels),
+                ContiguousGroupNorm(NORM_GROUPS, out_channels),
             )
             for shape in reversed(coarse)
         )
@@ -176,7 +176,7 @@ class MSDeformAttnPixelDecoder(nn.Module):
             num_layers=num_layers,
             feedforward_dim=feedforward_dim,
         )
-        norms = [nn.GroupNorm(NORM_GROUPS, out_channels) for _ in range(2)]
+        norms = [ContiguousGroupNorm(NORM_GROUPS, out_channels) for _ in range(2)]
         self.adapter_1 = Conv2d(finest.channels, out_channels, 1, bias=False, norm=norms[0])
         self.layer_1 = Conv2d(
             out_channels, out_channels, 3, padding=1, bias=False, norm=norms[1], activation=F.relu

@@ -1,0 +1,206 @@
+"""Where the time of OffSeg goes, by kind of operation, and what the machine would allow.
+
+::
+
+    python benchmarks/inference_profile.py [--model offseg_t] [--size 512 512] [--threads 2]
+        [--output FILE]
+
+Two forms of the same model (see ``inference.py``), the authors' order of operations and the
+deployed one, give logits in turn; then each is profiled. Of every kind of operation this tells
+
+calls, ms       from torch.profiler, which sees each operation of the main thread;
+GFLOP           two per multiply-add of convolutions and matrix products;
+bytes           of all tensors that the operations read and write, each operation by itself;
+floor           GFLOP at the peak of large matrix products, where there are any; else bytes at the
+                rate at which a tensor is copied, the best of several sizes.
+
+The floor of a form is the sum of its operations' floors: what it would take if every product ran
+like a large one, all else like a copy, and nothing between the operations. Other operations than
+these, or fewer of them, have another floor.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from common import machine, write_json
+from inference_forms import (
+    AUTHORS,
+    DEPLOYED,
+    MODELS,
+    build_own,
+    make_forms,
+    make_images,
+    to_label_maps,
+    to_logits,
+)
+from operation_kinds import KINDS, Work, profile_kinds
+
+from offseg_d2.analysis import gemm_peaks, measure_interleaved, speedup
+
+_COPY_SIZES = tuple(1 << n for n in (20, 22, 24, 26))  # bytes
+_TARGETS = {"logits": 4.0, "label maps": 5.0}  # times as fast as the authors' order
+
+
+def copy_rate() -> float:
+    """Bytes per second, read and written, of the fastest copy of a tensor."""
+    best = 0.0
+    for size in _COPY_SIZES:
+        source = torch.ones(size // 4)
+        target = torch.empty_like(source)
+        for _ in range(10):
+            begin = time.perf_counter()
+            target.copy_(source)
+            best = max(best, 2 * size / (time.perf_counter() - begin))
+    return best
+
+
+def make_rows(
+    work: dict[str, Work], seconds: dict[str, float], peak: float, rate: float
+) -> list[dict[str, Any]]:
+    """One row for each kind that occurs."""
+    rows = []
+    for kind in KINDS:
+        if kind not in work:
+            continue
+        done, taken = work[kind], seconds.get(kind, 0.0)
+        flops = 2 * done.macs
+        floor = flops / peak if flops else done.bytes / rate
+        rows.append(
+            {
+                "kind": kind,
+                "calls": done.calls,
+                "ms": round(1000 * taken, 2),
+                "gflop": round(flops / 1e9, 3) if flops else None,
+                "gflops": round(flops / taken / 1e9, 1) if flops and taken else None,
+                "share_of_gemm_peak": round(flops / taken / peak, 3) if flops and taken else None,
+                "megabytes": round(done.bytes / 1e6, 1),
+                "floor_ms": round(1000 * floor, 2),
+            }
+        )
+    return rows
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Both forms: latency in turn, then profiles, between two measurements of the machine."""
+    setting = {"model": args.model, "size": list(args.size), "dtype": "float32", **machine()}
+    images = make_images(1, *args.size)
+    built = make_forms(build_own(args.model), torch.float32)
+    models = {form: built[form] for form in (AUTHORS, DEPLOYED)}
+    goals = {"logits": to_logits, "label maps": to_label_maps}
+    with torch.inference_mode():
+        peaks, rate = [gemm_peaks()], copy_rate()
+        ways: dict[str, Callable[[], Any]] = {
+            f"{goal} {form}": lambda call=call, model=model: call(model, images)
+            for goal, call in goals.items()
+            for form, model in models.items()
+        }
+        timings = measure_interleaved(ways, seconds=args.seconds, min_repeats=args.min_repeats)
+        peaks, rate = [*peaks, gemm_peaks()], max(rate, copy_rate())
+    with torch.no_grad():  # inference mode hides what operations are made of
+        found = {
+            form: profile_kinds(model, lambda model=model: to_logits(model, images), args.repeats)
+            for form, model in models.items()
+        }
+    best = {name: max(each[name] for each in peaks) for name in peaks[0]}
+    peak = max(best.values())
+    forms = []
+    for form in models:
+        rows = make_rows(*found[form], peak, rate)
+        ms = {goal: round(1000 * timings[f"{goal} {form}"].median, 1) for goal in goals}
+        forms.append({"form": form, "ms": ms, **_sums(rows), "rows": rows})
+    ratios = {
+        goal: round(speedup(timings[f"{goal} {AUTHORS}"], timings[f"{goal} {DEPLOYED}"]), 2)
+        for goal in goals
+    }
+    return {
+        **setting,
+        "gemm_gflops": {name: round(value / 1e9, 1) for name, value in best.items()},
+        "copy_gigabytes_per_second": round(rate / 1e9, 1),
+        "goals": goals_of(forms, ratios, peak),
+        "forms": forms,
+    }
+
+
+def _sums(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {
+        "operations_ms": round(sum(row["ms"] for row in rows), 1),
+        "gflop": round(sum(row["gflop"] or 0 for row in rows), 2),
+        "floor_ms": round(sum(row["floor_ms"] for row in rows), 1),
+    }
+
+
+def goals_of(
+    forms: list[dict[str, Any]], ratios: dict[str, float], peak: float
+) -> list[dict[str, Any]]:
+    """What the targets ask for, and what the deployed form would reach at its floor.
+
+    What comes after the logits is taken as it is.
+
+    Args:
+        forms: the authors' order and the deployed form.
+        ratios: measured, by goal.
+        peak: operations per second of matrix products.
+    """
+    authors, deployed = forms
+    rows = []
+    for goal, target in _TARGETS.items():
+        after = deployed["ms"][goal] - deployed["ms"]["logits"]
+        allowed = authors["ms"][goal] / target
+        left = allowed - after
+        rows.append(
+            {
+                "goal": goal,
+                "authors_ms": authors["ms"][goal],
+                "deployed_ms": deployed["ms"][goal],
+                "times_as_fast": ratios[goal],
+                "target": target,
+                "target_ms": round(allowed, 1),
+                "share_of_gemm_peak": _share(deployed["gflop"], deployed["ms"]["logits"], peak),
+                "target_share_of_gemm_peak": _share(deployed["gflop"], left, peak),
+                "times_as_fast_at_floor": round(
+                    authors["ms"][goal] / (deployed["floor_ms"] + after), 2
+                ),
+            }
+        )
+    return rows
+
+
+def _share(gflop: float, ms: float, peak: float) -> float | None:
+    return round(1e12 * gflop / ms / peak, 3) if ms > 0 else None
+
+
+def print_result(result: dict[str, Any]) -> None:
+    print(f"GEMM {result['gemm_gflops']}, copy {result['copy_gigabytes_per_second']} GB/s")
+    for form in result["forms"]:
+        print(f"{form['form']}: {form['ms']}, operations {form['operations_ms']} ms")
+        for row in form["rows"]:
+            print("  " + "  ".join(f"{key} {value}" for key, value in row.items()))
+        print(f"  {form['gflop']} GFLOP, floor {form['floor_ms']} ms")
+    for goal in result["goals"]:
+        print(goal)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(MODELS), default="offseg_t", metavar="NAME")
+    parser.add_argument("--size", type=int, nargs=2, default=(512, 512), metavar=("H", "W"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of timed calls, each way")
+    parser.add_argument("--min-repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=10, help="profiled calls")
+    parser.add_argument("--output", default="", metavar="FILE")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    result = measure(args)
+    print_result(result)
+    if args.output:
+        write_json(args.output, result)
+
+
+if __name__ == "__main__":
+    main()

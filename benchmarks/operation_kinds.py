@@ -1,0 +1,143 @@
+"""Operations of a call, by kind: how many, what they compute, and how long they take."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from offseg_d2.analysis.mac_rules import CONVOLUTION, MATRIX, RULES
+from offseg_d2.analysis.module_watch import watch_modules
+
+LINEAR = "linear layers, 1x1 convolutions"
+DENSE, DEPTHWISE = "k x k convolutions", "depth-wise convolutions"
+CLASSIFIER = "matrix products of the classifier"
+ATTENTION = "matrix products of attention"
+RESAMPLING = "CARAFE, cosines, sampling, resizes"
+SOFTMAX, NORM, REST = "softmax", "norms", "sums, activations, copies, all else"
+KINDS = (LINEAR, DENSE, DEPTHWISE, CLASSIFIER, ATTENTION, RESAMPLING, SOFTMAX, NORM, REST)
+
+_LABEL = "kind: "
+_RESAMPLING = ("embedding_bag", "grid_sampler", "upsample", "im2col", "pixel_shuffle", "unfold")
+
+
+@dataclass
+class Work:
+    """What the operations of a kind do in one call."""
+
+    calls: int = 0
+    macs: int = 0
+    bytes: int = 0
+
+
+def kind_of(name: str, module: str, macs: dict[str, int], out: Any, args: tuple) -> str:
+    """The kind of an operation.
+
+    Args:
+        name: without ``aten::``, overload and trailing underscore.
+        module: dotted name of the module that calls it.
+        macs: what ``mac_rules.RULES`` say of it.
+        out: its result.
+        args: its arguments.
+    """
+    is_product = macs.get(CONVOLUTION, 0) + macs.get(MATRIX, 0) > 0
+    if is_product and "classifier" in module:
+        return CLASSIFIER
+    mixes_heads = any(part in module for part in (".head1", ".head2", "talking_head"))
+    if is_product and (mixes_heads or name in ("bmm", "baddbmm")):
+        return ATTENTION
+    if macs.get(CONVOLUTION):
+        area = _kernel_area(args)
+        if area == 1:
+            return LINEAR
+        return DEPTHWISE if macs[CONVOLUTION] == out.numel() * area else DENSE
+    if is_product:
+        return LINEAR
+    if "softmax" in name:
+        return SOFTMAX
+    if "norm" in name and "vector_norm" not in name:
+        return NORM
+    in_fusion = ".fusions." in module and "norm" not in module.rpartition(".")[2]
+    return RESAMPLING if in_fusion or any(x in name for x in _RESAMPLING) else REST
+
+
+def _kernel_area(args: tuple) -> int:
+    """Of a convolution's weight, the last argument of four axes before the first list."""
+    first_list = next(i for i, x in enumerate(args) if isinstance(x, (list, tuple)))
+    weight = [x for x in args[:first_list] if isinstance(x, Tensor) and x.ndim >= 4][-1]
+    return weight.shape[-2:].numel()
+
+
+class _Recorder(TorchDispatchMode):
+    """Labels every operation with its kind for the profiler, and adds up what it does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules = [""]
+        self.work: dict[str, Work] = defaultdict(Work)
+        self._kinds: dict[int, str] = {}
+        self._position = 0
+
+    def restart(self) -> None:
+        """The next call does the same operations again, whose kinds are known by now."""
+        self._position = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.is_view:
+            return func(*args, **kwargs)
+        position, self._position = self._position, self._position + 1
+        if position in self._kinds:
+            with record_function(_LABEL + self._kinds[position]):
+                return func(*args, **kwargs)
+        out = func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_")
+        macs = RULES[name](args, out) if name in RULES else {}
+        kind = kind_of(name, self.modules[-1], macs, out, args)
+        self._kinds[position] = kind
+        work = self.work[kind]
+        work.calls += 1
+        work.macs += macs.get(CONVOLUTION, 0) + macs.get(MATRIX, 0)
+        tensors = {id(x): x for x in _tensors((args, tuple(kwargs.values()), out))}
+        work.bytes += sum(x.numel() * x.element_size() for x in tensors.values())
+        return out
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _tensors(part)
+
+
+def profile_kinds(
+    model: nn.Module, call: Callable[[], Any], repeats: int
+) -> tuple[dict[str, Work], dict[str, float]]:
+    """What the operations of each kind do in one call, and how many seconds they take.
+
+    Args:
+        model: what ``call`` runs.
+        call: one inference; it must do the same operations each time.
+        repeats: calls that are averaged.
+    """
+    call()
+    recorder = _Recorder()
+    leave = lambda name: recorder.modules.pop()  # noqa: E731
+    with watch_modules(model, recorder.modules.append, leave), recorder:
+        call()
+    with profile(activities=[ProfilerActivity.CPU]) as profiler, recorder:
+        for _ in range(repeats):
+            recorder.restart()
+            call()
+    seconds = {
+        event.key.removeprefix(_LABEL): event.cpu_time_total / repeats / 1e6
+        for event in profiler.key_averages()
+        if event.key.startswith(_LABEL)
+    }
+    return dict(recorder.work), seconds

@@ -1,0 +1,98 @@
+"""Section of ``inference_profile.py``: where the time goes, and what the machine would allow."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from page import number, origin, percent, section, table
+
+COMMAND = (
+    "python benchmarks/inference_profile.py --output benchmarks/results/inference_profile.json"
+)
+HEADER = [
+    *("kind of operation", "calls", "ms", "GFLOP", "GFLOP/s", "of GEMM peak", "MB", "floor, ms"),
+]
+
+
+@section("inference_profile", "Where the time of inference goes", order=12)
+def inference_profile(result: dict[str, Any]) -> Iterator[str]:
+    """Targets first, then each form."""
+    height, width = result["size"]
+    gemm = ", ".join(f"{name} {number(value)}" for name, value in result["gemm_gflops"].items())
+    yield (
+        f"{result['model']}, 1 × {height}×{width}, {result['dtype']}, from a uint8 image, the two "
+        f"forms in turn. Large matrix products reach (GFLOP/s): {gemm}; the larger one is the GEMM "
+        f"peak. A copy reaches {number(result['copy_gigabytes_per_second'])} GB/s, read and "
+        "written, at the best of several sizes. The floor of an operation is its GFLOP at the GEMM "
+        "peak, or where it has none, its bytes at the rate of the copy."
+    )
+    yield table(
+        ["goal", "authors' order, ms", "deployed, ms", "times as fast", "target", "target, ms",
+         "of GEMM peak", "target needs", "times as fast at the floor"],
+        [_goal_row(goal) for goal in result["goals"]],
+    )  # fmt: skip
+    yield (
+        "Of GEMM peak: all convolutions and matrix products of the deployed form in the time to "
+        "its logits, whatever else happens in it. Target needs: the same share if the target were "
+        "met, the way from logits to label maps taking as long as now. At the floor: the logits "
+        "in the time of the floor, the rest as now."
+    )
+    yield from _verdict(result)
+    for form in result["forms"]:
+        yield f"### Operations of one call to logits, {form['form']}"
+        total = [
+            *("all operations", sum(row["calls"] for row in form["rows"]), form["operations_ms"]),
+            *(form["gflop"], None, None, None, form["floor_ms"]),
+        ]
+        yield table(HEADER, [*map(_row, form["rows"]), total])
+    yield (
+        "Times under the profiler, which adds some microseconds to every operation; the sum can "
+        "exceed the time of the table above. CARAFE of the authors' order is elementwise: its "
+        "multiply-adds count as bytes."
+    )
+    yield origin(result, COMMAND)
+
+
+def _verdict(result: dict[str, Any]) -> Iterator[str]:
+    """One paragraph for each target that is missed."""
+    deployed = result["forms"][-1]
+    with_products = [row for row in deployed["rows"] if row["gflop"]]
+    products, floor = (sum(row[key] for row in with_products) for key in ("ms", "floor_ms"))
+    other = deployed["operations_ms"] - products
+    for goal in result["goals"]:
+        if goal["times_as_fast"] >= goal["target"]:
+            continue
+        yield (
+            f"The target for {goal['goal']} is missed. Convolutions and products of the deployed "
+            f"form take {number(products)} ms (at the GEMM peak it would be {number(floor)} ms), "
+            f"all else takes {number(other)} ms. The target leaves "
+            f"{number(goal['target_ms'])} ms for everything"
+            + (
+                f", so that {percent(goal['target_share_of_gemm_peak'])} of the GEMM peak would "
+                "have to be kept up from the image to the logits."
+                if goal["target_share_of_gemm_peak"] is not None
+                else ", less than the way from logits to label maps takes alone."
+            )
+        )
+
+
+def _goal_row(goal: dict[str, Any]) -> list[Any]:
+    needed = goal["target_share_of_gemm_peak"]
+    return [
+        goal["goal"],
+        goal["authors_ms"],
+        goal["deployed_ms"],
+        f"{goal['times_as_fast']:.2f}",
+        f"{goal['target']:.0f}",
+        goal["target_ms"],
+        percent(goal["share_of_gemm_peak"]),
+        None if needed is None else percent(needed),
+        f"{goal['times_as_fast_at_floor']:.2f}",
+    ]
+
+
+def _row(row: dict[str, Any]) -> list[Any]:
+    share = row["share_of_gemm_peak"]
+    return [
+        *(row["kind"], row["calls"], row["ms"], row["gflop"], row["gflops"]),
+        *(None if share is None else percent(share), row["megabytes"], row["floor_ms"]),
+    ]

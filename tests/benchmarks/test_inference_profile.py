@@ -1,0 +1,109 @@
+"""The profile by kind of operation counts what runs, and its section says what was measured."""
+
+import argparse
+import copy
+import dataclasses
+
+import inference_forms as forms
+import inference_profile
+import operation_kinds as kinds
+import pytest
+import torch
+from make_page import load_sections, make_page
+from torch import nn
+
+from tests.common import SMALL_OFFSEG, build_offseg
+
+
+@pytest.fixture(scope="module")
+def small_model() -> nn.Module:
+    return build_offseg(*SMALL_OFFSEG).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def result(small_model: nn.Module) -> dict:
+    load_sections()
+    args = argparse.Namespace(
+        model="offseg_t", size=(64, 96), seconds=0.01, min_repeats=1, repeats=1,
+    )  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference_profile, "build_own", lambda name: small_model)
+        patch.setattr(inference_profile, "gemm_peaks", lambda: {"torch.mm": 1e11, "packed": 2e11})
+        patch.setattr(inference_profile, "copy_rate", lambda: 1e10)
+        return inference_profile.measure(args)
+
+
+@torch.no_grad()
+def test_all_multiply_adds_are_in_the_kinds(small_model: nn.Module) -> None:
+    images = forms.make_images(1, 64, 96)
+    for form, model in forms.make_forms(small_model, torch.float32).items():
+        call = forms.in_form(form, torch.float32, forms.to_logits, model, images)
+        work, seconds = kinds.profile_kinds(model, call, 1)
+        assert sum(x.macs for x in work.values()) / 1e9 == forms.count_gmacs(call), form
+        assert work.keys() == seconds.keys() and min(seconds.values()) > 0, form
+        products = {kind for kind, x in work.items() if x.macs}
+        expected = {kinds.LINEAR, kinds.DENSE, kinds.DEPTHWISE, kinds.CLASSIFIER, kinds.ATTENTION}
+        assert products == expected, form
+
+
+@torch.no_grad()
+def test_operations_are_of_the_kind_of_their_module() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3), nn.Conv2d(4, 4, 1), nn.Softmax(1)
+    )
+    work, _ = kinds.profile_kinds(model, lambda: model(torch.ones(1, 8, 8, 8)), 1)
+    assert {kind: (x.calls, x.macs) for kind, x in work.items() if kind != kinds.REST} == {
+        kinds.DEPTHWISE: (1, 36 * 8 * 9),
+        kinds.DENSE: (1, 16 * 4 * 8 * 9),
+        kinds.LINEAR: (1, 16 * 4 * 4),
+        kinds.SOFTMAX: (1, 0),
+    }
+    assert work[kinds.SOFTMAX].bytes == 2 * 4 * 16 * 4
+
+
+def test_floor_is_the_peak_for_products_and_the_copy_for_all_else() -> None:
+    work = {kinds.LINEAR: kinds.Work(2, 10**9, 8), kinds.NORM: kinds.Work(1, 0, 10**7)}
+    linear, norm = inference_profile.make_rows(
+        work, {kinds.LINEAR: 0.02, kinds.NORM: 0.01}, peak=2e11, rate=1e10
+    )
+    assert (linear["floor_ms"], linear["gflops"], linear["share_of_gemm_peak"]) == (10, 100, 0.5)
+    assert (norm["floor_ms"], norm["gflops"]) == (1, None)
+
+
+def test_floor_and_share_of_the_targets() -> None:
+    authors = {"ms": {"logits": 400.0, "label maps": 500.0}}
+    deployed = {"ms": {"logits": 120.0, "label maps": 130.0}, "gflop": 12.0, "floor_ms": 70.0}
+    ratios = {"logits": 3.3, "label maps": 3.8}
+    logits, labels = inference_profile.goals_of([authors, deployed], ratios, 2e11)
+    assert (logits["target_ms"], labels["target_ms"]) == (100, 100)
+    assert (logits["share_of_gemm_peak"], logits["target_share_of_gemm_peak"]) == (0.5, 0.6)
+    assert labels["target_share_of_gemm_peak"] == pytest.approx(12 / 90 / 0.2, abs=1e-3)
+    assert labels["times_as_fast_at_floor"] == 6.25  # 500 of 70 and the 10 after the logits
+
+
+def test_section_tells_every_number(result: dict) -> None:
+    before = make_page({"inference_profile": result})
+    assert "torch.mm 100, packed 200" in before
+    for form in range(2):
+        for key in ("calls", "ms", "megabytes", "floor_ms"):
+            changed = copy.deepcopy(result)
+            changed["forms"][form]["rows"][0][key] += 7
+            assert make_page({"inference_profile": changed}) != before, key
+
+
+def test_only_a_missed_target_is_explained(result: dict) -> None:
+    changed = copy.deepcopy(result)
+    for goal in changed["goals"]:
+        goal.update(times_as_fast=3.0, target=4.0)
+    missed = make_page({"inference_profile": changed})
+    assert missed.count("is missed") == 2
+    changed["goals"][0]["times_as_fast"] = 4.5
+    met = make_page({"inference_profile": changed})
+    assert met.count("is missed") == 1 and "for label maps is missed" in met
+
+
+def test_forms_of_a_result_hold_their_sums(result: dict) -> None:
+    for form in result["forms"]:
+        assert form["floor_ms"] == pytest.approx(sum(x["floor_ms"] for x in form["rows"]), abs=0.1)
+        assert form["gflop"] == pytest.approx(sum(x["gflop"] or 0 for x in form["rows"]), abs=0.1)
+    assert dataclasses.asdict(kinds.Work()) == {"calls": 0, "macs": 0, "bytes": 0}
