@@ -203,6 +203,7 @@ def draw_runs(groups: Sequence[Group]) -> Figure:
                 color = _COLORS[index % len(_COLORS)]
                 draw_band(axes, band, label, color, style, "" if key == LOSS else "o")
         axes.set(xlabel="iterations", ylabel=quantity_title(key))
+        axes.set_xlim(left=0)  # the same for all panels, also with a single evaluation at the end
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
         axes.legend(fontsize=8, frameon=False)
