@@ -65,7 +65,6 @@ setup(
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "timm": ["timm"],
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
-        "video": ["av"],
         "web": ["gradio>=6"],
     },
     entry_points={"console_scripts": ["offseg-web=offseg_d2.web.arguments:main"]},

@@ -17,6 +17,16 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         "seeds. The recipe was tuned on the plain arm alone. The experiment goes on: a table may "
         "hold fewer than three seeds, and a single one proves nothing."
     )
+    yield (
+        "Arms with *slow projections* (`--arms class_slow both_slow`): the two projections of "
+        "offset learning learn at a tenth of the head's rate (`SOLVER.OFFSET_LR_FACTOR 0.1`). "
+        "Features are positive and many, so one step of a projection moves the class vectors much "
+        "further than a step of the vectors themselves, and a head's rate that suits the plain "
+        "classifier may be too fast for it. This factor was chosen on validation data for the "
+        "offsets; the plain arm had its own tuning. All offset arms also carry the layer norm over "
+        "the K scores of a pixel, of which none can exceed √(K − 1) times its learned gain: with "
+        "the few classes here, confidence has to be learned by that gain."
+    )
     for name in (name for name in SUITES if name in result):
         rows = result[name]["rows"]
         yield f"### {result[name]['title']}"

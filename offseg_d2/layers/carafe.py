@@ -59,7 +59,7 @@ def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) 
         out = torch.cat([_apply(f, k, kernel_size) for f, k in pairs])
     else:
         out = _apply(features, kernels, kernel_size)
-    return _merge_sub_grids(out).to(out_dtype)
+    return _merge_sub_grids(out, scale).to(out_dtype)
 
 
 def _apply(features: Tensor, kernels: Tensor, kernel_size: int) -> Tensor:
@@ -76,12 +76,11 @@ def _split_sub_grids(kernels: Tensor, scale: int) -> Tensor:
     return grid.reshape(batch, scale * scale, taps, height // scale, width // scale)
 
 
-def _merge_sub_grids(out: Tensor) -> Tensor:
+def _merge_sub_grids(out: Tensor, scale: int) -> Tensor:
     """(B, s^2, C, h, w) -> (B, C, s h, s w): inverse of the grouping above."""
-    batch, sub_grids, channels, height, width = out.shape
-    if sub_grids == 1:
+    if scale == 1:
         return out[:, 0]
-    scale = round(sub_grids**0.5)
+    batch, _, channels, height, width = out.shape
     grid = out.reshape(batch, scale, scale, channels, height, width).permute(0, 3, 4, 1, 5, 2)
     return grid.reshape(batch, channels, scale * height, scale * width)
 
