@@ -87,6 +87,7 @@ def make_folder(path: str) -> None:
 
 
 def is_video(path: str) -> bool:
+    """Whether a path ends as one of the kinds of video files that are read."""
     return path.lower().endswith(VIDEO_SUFFIXES)
 
 

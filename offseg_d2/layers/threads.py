@@ -68,4 +68,5 @@ def _forget_pools() -> None:
     _LOCK = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_forget_pools)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_forget_pools)

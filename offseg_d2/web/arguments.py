@@ -53,6 +53,7 @@ class Arguments:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The options of ``offseg-web``."""
     parser = argparse.ArgumentParser(
         prog="offseg-web",
         description=_DESCRIPTION,

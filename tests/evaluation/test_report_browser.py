@@ -1,6 +1,5 @@
 """The page of a report in headless Chromium: no errors, and it answers to the reader."""
 
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -14,22 +13,6 @@ from tests.evaluation.report_samples import (
 )
 
 pytestmark = pytest.mark.browser
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    with playwright.sync_playwright() as manager:
-        try:
-            opened = manager.chromium.launch(executable_path=program)
-        except playwright.Error as error:
-            pytest.skip(f"Chromium cannot be started: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@
 """
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,24 +19,8 @@ from offseg_d2.web.uploads import Limits
 from tests.web.common import workbench, write_drawn
 
 pytestmark = pytest.mark.browser
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 # Longest waits, in milliseconds: a busy machine is slow.
 PATIENCE = 30_000
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    playwright = pytest.importorskip(
-        "playwright.sync_api", reason="playwright is not installed (pip install playwright)"
-    )
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    with playwright.sync_playwright() as manager:
-        try:
-            opened = manager.chromium.launch(executable_path=program)
-        except playwright.Error as error:
-            pytest.skip(f"Chromium cannot be started: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 class Server:
