@@ -26,7 +26,7 @@ class LabelMaps(Protocol):
     """What predicts: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`.
 
     One that has ``label_maps(images)``, and ``input_size(height, width)`` to tell which images go
-    together, as ``Predictor``, is given batches.
+    together, as these two, is given batches.
     """
 
     metadata: Metadata

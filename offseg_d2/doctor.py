@@ -41,6 +41,13 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "pycocotools": ("pycocotools",),
     "submitit": ("submitit",),
 }
+# extra of setup.py -> what it is for, its packages
+EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "web": ("offseg-web, models in the browser", ("gradio",)),
+    "export": ("tools/export_model.py, ONNX", ("onnx", "onnxruntime", "onnxscript")),
+    "timm": ("backbones of timm", ("timm",)),
+    "deformable": ("compiled deformable attention", ("torch-ms-deform-attn",)),
+}
 # data set -> folders that may hold it, below DETECTRON2_DATASETS
 DATASETS: dict[str, tuple[str, ...]] = {
     "CamVid": ("camvid",),
@@ -120,6 +127,23 @@ def check_packages() -> Iterator[Finding]:
                 f"{len(installed)} packages share the folder cv2: {version}",
                 f"pip uninstall -y {names} && pip install opencv-python-headless",
             )
+
+
+def check_extras() -> Iterator[Finding]:
+    """What may be installed in addition; nothing of it is necessary."""
+    for extra, (purpose, distributions) in EXTRAS.items():
+        installed = dict(_versions(distributions))
+        missing = [name for name in distributions if name not in installed]
+        if not missing:
+            versions = ", ".join(f"{name} {number}" for name, number in installed.items())
+            yield Finding(OK, f"extra {extra}", f"{versions}: {purpose}")
+            continue
+        yield Finding(
+            NOTE,
+            f"extra {extra}",
+            f"{', '.join(missing)} not installed: {purpose}",
+            f"if you want that: pip install -e '.[{extra}]' in the clone of offseg_d2",
+        )
 
 
 def check_torch_age() -> Iterator[Finding]:
@@ -255,6 +279,7 @@ def check_datasets() -> Iterator[Finding]:
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
     check_python,
     check_packages,
+    check_extras,
     check_torch_age,
     check_torchvision_ops,
     check_pkg_resources,

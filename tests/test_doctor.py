@@ -1,5 +1,6 @@
 """The doctor and the import sentence, also where nothing is installed."""
 
+import re
 import subprocess
 import sys
 import types
@@ -165,3 +166,17 @@ def test_importing_the_doctor_needs_nothing_but_the_standard_library():
 def test_torch_that_executes_checkpoints_is_a_problem(monkeypatch, version, problems):
     monkeypatch.setattr(doctor, "_versions", lambda names: [("torch", version)])
     assert len(list(doctor.check_torch_age())) == problems
+
+
+def test_extras_are_those_of_setup_and_their_absence_is_a_note(monkeypatch):
+    setup = (ROOT / "setup.py").read_text()
+    for extra, (_, distributions) in doctor.EXTRAS.items():
+        line = next(line for line in setup.splitlines() if f'"{extra}": [' in line)
+        assert re.findall(r'"([\w-]+)(?:>=\d+)?"', line.split("[", 1)[1]) == list(distributions)
+    known = {"onnx": "1.2", "onnxruntime": "1.3", "onnxscript": "0.1", "gradio": "6.0"}
+    monkeypatch.setattr(doctor, "_versions", lambda ds: [(d, known[d]) for d in ds if d in known])
+    found = findings_by_name(doctor.check_extras())
+    assert {f.level for f in found.values()} == {doctor.OK, doctor.NOTE}
+    assert found["extra export"].text.startswith("onnx 1.2, onnxruntime 1.3, onnxscript 0.1: ")
+    assert found["extra timm"].text == "timm not installed: backbones of timm"
+    assert "pip install -e '.[timm]'" in found["extra timm"].remedy

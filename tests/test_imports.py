@@ -49,8 +49,8 @@ ALLOWED: dict[str, set[str]] = {
         "visualization",
     },
     "web": {
-        *("cli", "config", "data", "drawing", "offset_figure", "offset_trace", "offset_views"),
-        *("predictor", "segmenter", "visualization"),
+        *("cli", "config", "data", "drawing", "layers", "offset_figure", "offset_trace"),
+        *("offset_views", "predictor", "segmenter", "visualization"),
     },
 }
 # module -> what it may import against the rule: a timm network's own file is read safely as well,

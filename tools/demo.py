@@ -26,6 +26,7 @@ from offseg_d2.config import load_config
 from offseg_d2.demo import LabelMaps, draw_files, draw_video, make_folder, plan, show_camera
 from offseg_d2.drawing import STYLES, DrawOptions
 from offseg_d2.export import OnnxSegmenter
+from offseg_d2.layers.memory import keep_freed_memory
 from offseg_d2.predictor import Predictor
 from offseg_d2.segmenter import Segmenter
 
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
     """Draw everything; returns the exit status."""
     for name in ("fvcore", "offseg_d2"):
         setup_logger(name=name)
+    keep_freed_memory()
     options = DrawOptions(args.draw, args.opacity, args.legend, tuple(args.classes))
     if args.input:
         plan(args.input, args.output, args.draw)  # mistakes show before the model loads

@@ -19,8 +19,8 @@ from offseg_d2.deploy import (  # noqa: F401  (register their rules)
     segformer_decoder,
     swin,
 )
-from offseg_d2.deploy.memory import keep_freed_memory
 from offseg_d2.deploy.optimize import optimize
 from offseg_d2.deploy.rules import rule
+from offseg_d2.layers.memory import keep_freed_memory
 
 __all__ = ["keep_freed_memory", "optimize", "rule"]

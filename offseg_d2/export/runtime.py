@@ -19,7 +19,7 @@ from offseg_d2.modeling.meta_arch import predict
 
 
 class OnnxSegmenter:
-    """A file by tools/export_model.py for single images; called like ``Predictor``.
+    """A file by tools/export_model.py at work; called like ``Predictor``.
 
     Args:
         path: the ONNX file; it says itself what it needs.
@@ -75,24 +75,65 @@ class OnnxSegmenter:
                 f"{self.description.output!r}."
             )
         scores = predict(self._run, self._prepare(image), self.description.inference)
-        if scores.shape[-2:] != image.shape[:2]:
-            size = (image.shape[0], image.shape[1])
-            scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
-        return scores[0]
+        return self._resized(scores, image.shape[:2])[0]
 
     def label_map(self, image: np.ndarray) -> np.ndarray:
         """Best class of each pixel; (H, W, 3) uint8 **BGR** -> (H, W) integer class ids.
 
         A label map of another size than the image is resized by the nearest index.
         """
+        return self.label_maps([image])[0]
+
+    def label_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """:meth:`label_map` of several images; those of one :meth:`input_size` share batches.
+
+        Args:
+            images: each (H, W, 3) uint8 **BGR**, of any sizes.
+
+        Returns:
+            (H, W) integer class ids of each, in the same order.
+        """
+        places: dict[tuple[int, int], list[int]] = {}
+        for place, image in enumerate(images):
+            places.setdefault(self.input_size(*image.shape[:2]), []).append(place)
+        found: dict[int, np.ndarray] = {}
+        for chosen in places.values():
+            batch = torch.cat([self._prepare(images[place]) for place in chosen])
+            sizes = [images[place].shape[:2] for place in chosen]
+            found.update(zip(chosen, self._label_maps(batch, sizes), strict=True))
+        return [found[place] for place in range(len(images))]
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the network sees an image of this height and width."""
+        description = self.description
+        if description.size is None or description.mode != "whole":
+            return keep_ratio_size(height, width, description.test_scale)
+        factor = min(description.size[0] / height, description.size[1] / width)
+        return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
+
+    def _label_maps(self, batch: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """(B, 3, h, w), (H, W) of each -> class ids (H, W) of each."""
         if self.description.output == "logits":
-            return self(image).argmax(dim=0).numpy()
-        labels = self._run(self._prepare(image))[0].numpy()
-        rows, columns = (
-            np.arange(after) * before // after
-            for before, after in zip(labels.shape, image.shape[:2], strict=True)
-        )
-        return labels[rows][:, columns]
+            scores = predict(self._run, batch, self.description.inference)
+            return [
+                self._resized(one[None], size)[0].argmax(dim=0).numpy()
+                for one, size in zip(scores, sizes, strict=True)
+            ]
+        found = []
+        for labels, size in zip(self._run(batch).numpy(), sizes, strict=True):
+            rows, columns = (
+                np.arange(after) * before // after
+                for before, after in zip(labels.shape, size, strict=True)
+            )
+            found.append(labels[rows][:, columns])
+        return found
+
+    @staticmethod
+    def _resized(scores: Tensor, size: tuple[int, ...]) -> Tensor:
+        """(1, K, h, w) -> (1, K, H, W)."""
+        if scores.shape[-2:] == size:
+            return scores
+        return F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
 
     def network_inputs(self, image: np.ndarray) -> list[Tensor]:
         """What the network sees of an image (H, W, 3) BGR: batches (B, 3, h, w), padded."""
@@ -107,13 +148,8 @@ class OnnxSegmenter:
 
     def _prepare(self, image: np.ndarray) -> Tensor:
         """(H, W, 3) BGR -> (1, 3, h, w) RGB at the size for the network, 0..255, uint8."""
-        description = self.description
         height, width = image.shape[:2]
-        if description.size is not None and description.mode == "whole":
-            factor = min(description.size[0] / height, description.size[1] / width)
-            new_size = tuple(max(int(side * factor + 0.5), 1) for side in (height, width))
-        else:
-            new_size = keep_ratio_size(height, width, description.test_scale)
+        new_size = self.input_size(height, width)
         resized = CvResizeTransform(height, width, *new_size).apply_image(image)
         planes = np.ascontiguousarray(resized[..., ::-1].transpose(2, 0, 1))
         return torch.from_numpy(planes)[None]

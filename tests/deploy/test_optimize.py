@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offseg_d2.analysis import count_macs
 from offseg_d2.analysis.mac_rules import CONVOLUTION, MATRIX
-from offseg_d2.deploy import keep_freed_memory, optimize
+from offseg_d2.deploy import optimize
 from offseg_d2.deploy.folding import fold_batch_norms
 from offseg_d2.deploy.rules import rule
 from tests.common import SMALL_OFFSEG, assert_close, build_offseg, random_batch, seed_all
@@ -225,11 +225,6 @@ def test_what_is_no_model_is_refused():
 def test_unsupported_type_is_refused():
     with pytest.raises(ValueError, match=r"`dtype` must be None or one of .* but is torch.int8"):
         optimize(nn.Conv2d(1, 1, 1).eval(), dtype=torch.int8)
-
-
-def test_freed_memory_is_kept_only_up_to_a_positive_limit():
-    with pytest.raises(ValueError, match=r"`limit` must be positive, but is 0"):
-        keep_freed_memory(0)
 
 
 def test_a_class_has_one_rule():

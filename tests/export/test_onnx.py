@@ -171,3 +171,19 @@ def test_every_host_is_exported(name, size, output, tmp_path):
     path = tmp_path / "model.onnx"
     assert export_onnx(graph, description, str(path)).is_close
     assert tensor_bytes(path) <= ALLOWED * weight_bytes(model) + FEW
+
+
+@pytest.mark.parametrize("file", ["dynamic_onnx", "fixed_onnx"])
+def test_images_of_one_size_share_a_batch(file, request, monkeypatch):
+    segmenter = OnnxSegmenter(str(request.getfixturevalue(file)[1]))
+    images = [picture(64, 90), picture(40, 90), picture(64, 90)[::-1].copy(), picture(64, 90)]
+    one_by_one = [segmenter.label_map(image) for image in images]
+    batches = []
+    run = segmenter._run
+    monkeypatch.setattr(segmenter, "_run", lambda x: batches.append(tuple(x.shape)) or run(x))
+    together = segmenter.label_maps(images)
+    assert [labels.shape for labels in together] == [image.shape[:2] for image in images]
+    for labels, expected in zip(together, one_by_one, strict=True):
+        assert np.mean(labels == expected) > 0.9999
+    assert sorted(shape[0] for shape in batches) == [1, 3]
+    assert segmenter.label_maps([]) == []
