@@ -157,6 +157,31 @@ def summary(rows: Sequence[Row], suite: Suite) -> str:
     return "\n".join(lines)
 
 
+def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
+    """What the intervals of the differences to plain say, one sentence for each condition.
+
+    Only arms with at least two seeds count; conditions without such an arm get no sentence.
+    """
+    sentences = []
+    for condition in suite.conditions:
+        found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+        for arm in ARMS:
+            values = list(paired_differences(rows, condition, arm).values())
+            if arm != "plain" and len(values) > 1:
+                found[_verdict(estimate(values))].append(ARM_TITLES[arm])
+        parts = [f"{kind}: {'; '.join(arms)}" for kind, arms in found.items() if arms]
+        if parts:
+            name = f"At {condition}, a" if condition else "A"
+            sentences.append(f"{name}gainst plain, by these intervals: **{'. '.join(parts)}**.")
+    return sentences
+
+
+def _verdict(difference: Estimate) -> str:
+    if difference.mean - difference.half_width > 0:
+        return "better"
+    return "worse" if difference.mean + difference.half_width < 0 else "undecided"
+
+
 def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, float]) -> str:
     score = estimate(list(values.values()))
     cells = [condition or "-", ARM_TITLES[arm], str(score.count), _pm(score, score.deviation, "")]

@@ -1,11 +1,19 @@
 """Section of ``accuracy.py``: do offsets help?"""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from accuracy_results import summary
+from accuracy_results import summary, verdicts
 from accuracy_suites import SUITES
 from page import machine_line, section
+
+_DOCS = Path(__file__).resolve().parents[1] / "docs"
+# kind of plot (accuracy_plots.py) -> what it shows
+_PLOTS = {
+    "convergence": "Scores and loss while training: mean and range over seeds.",
+    "gain": "Difference to plain by the variation within classes: seeds, mean, 95 % interval.",
+}
 
 
 @section("accuracy", "Do offsets help?", order=60)
@@ -31,7 +39,17 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         rows = result[name]["rows"]
         yield f"### {result[name]['title']}"
         yield summary(rows, SUITES[name])
+        yield from verdicts(rows, SUITES[name])
+        yield from _plots(name)
         yield (
             f"`python benchmarks/accuracy.py --suite {name}`  \n"
             f"{machine_line({**rows[-1]['machine'], 'load': None})}"
         )
+
+
+def _plots(suite: str) -> Iterator[str]:
+    """The pictures that ``accuracy.py --summary`` has drawn."""
+    for kind, text in _PLOTS.items():
+        name = f"accuracy_{suite}_{kind}.png"
+        if (_DOCS / name).is_file():
+            yield f"![{text}]({name})\n\n*{text}*"

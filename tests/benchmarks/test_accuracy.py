@@ -205,6 +205,25 @@ def make_rows(scores):
     ]  # fmt: skip
 
 
+def test_verdicts_by_hand():
+    # Student's t for two seeds is 12.7: a mean of 3 +- 0.1 is sure, of 3 +- 1 is not.
+    found = make_rows(
+        {
+            ("low", "plain"): {1: 50.0, 2: 50.0},
+            ("low", "class"): {1: 52.9, 2: 53.1},
+            ("low", "feature"): {1: 47.1, 2: 46.9},
+            ("low", "both"): {1: 52.0, 2: 54.0},
+            ("low", "norm"): {1: 60.0},
+            ("high", "plain"): {1: 50.0},
+            ("high", "both"): {1: 60.0},
+        }
+    )
+    assert accuracy_results.verdicts(found, SUITE) == [
+        "At low, against plain, by these intervals: **better: class offset. worse: feature offset. "
+        "undecided: both offsets**."
+    ]
+
+
 def test_summary_by_hand():
     found = make_rows(
         {
