@@ -23,6 +23,7 @@ from offseg_d2.checkpoint import write_atomically
 
 Row = dict[str, Any]
 _CONFIDENCE = 0.95
+_FEWEST_SEEDS = 3  # of a verdict
 
 
 class Results:
@@ -100,7 +101,7 @@ class Estimate:
     Attributes:
         mean: arithmetic mean.
         deviation: sample standard deviation, NaN for one value.
-        half_width: of the 95 % interval of the mean by Student's t, NaN for one value.
+        half_width: of the interval of the mean by Student's t, NaN for one value.
         count: number of values.
     """
 
@@ -110,13 +111,13 @@ class Estimate:
     count: int
 
 
-def estimate(values: Sequence[float]) -> Estimate:
+def estimate(values: Sequence[float], confidence: float = _CONFIDENCE) -> Estimate:
     """Mean, sample standard deviation and t-interval of at least one value."""
     count = len(values)
     if count < 2:
         return Estimate(values[0], math.nan, math.nan, count)
     deviation = statistics.stdev(values)
-    quantile = float(student.ppf((1 + _CONFIDENCE) / 2, count - 1))
+    quantile = float(student.ppf((1 + confidence) / 2, count - 1))
     half_width = quantile * deviation / math.sqrt(count)
     return Estimate(statistics.fmean(values), deviation, half_width, count)
 
@@ -158,21 +159,32 @@ def summary(rows: Sequence[Row], suite: Suite) -> str:
 
 
 def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
-    """What the intervals of the differences to plain say, one sentence for each condition.
+    """What the differences to plain say, one sentence for each condition.
 
-    Only arms with at least two seeds count; conditions without such an arm get no sentence.
+    Only arms with at least three seeds count; conditions without such an arm get no sentence. An
+    arm is better or worse if an interval says so that holds for all comparisons of the suite
+    together (Bonferroni: its error is 5 % over their number).
     """
+    differences = {}
+    for condition in suite.conditions:
+        for arm in ARMS:
+            values = list(paired_differences(rows, condition, arm).values())
+            if arm != "plain" and len(values) >= _FEWEST_SEEDS:
+                differences[condition, arm] = values
+    confidence = 1 - (1 - _CONFIDENCE) / max(len(differences), 1)
     sentences = []
     for condition in suite.conditions:
         found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-        for arm in ARMS:
-            values = list(paired_differences(rows, condition, arm).values())
-            if arm != "plain" and len(values) > 1:
-                found[_verdict(estimate(values))].append(ARM_TITLES[arm])
+        for (where, arm), values in differences.items():
+            if where == condition:
+                found[_verdict(estimate(values, confidence))].append(ARM_TITLES[arm])
         parts = [f"{kind}: {'; '.join(arms)}" for kind, arms in found.items() if arms]
         if parts:
             name = f"At {condition}, a" if condition else "A"
-            sentences.append(f"{name}gainst plain, by these intervals: **{'. '.join(parts)}**.")
+            sentences.append(
+                f"{name}gainst plain, by intervals that hold for all {len(differences)} "
+                f"comparisons of this suite together (Bonferroni): {'. '.join(parts)}."
+            )
     return sentences
 
 

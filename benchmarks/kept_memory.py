@@ -1,4 +1,4 @@
-"""What it gains that a process on a CPU keeps freed memory (``offseg_d2.layers.memory``).
+"""What it gains that a process on a CPU keeps freed memory (``offseg_d2.process_memory``).
 
 ::
 
@@ -7,8 +7,9 @@
 Training steps (forward, backward, optimizer) of the CamVid recipes on noise, and label maps of a
 512x512 image by a deployed model. The setting concerns a process as a whole, so there are two: one
 with the C library as it is, one that keeps freed memory, as the command line programs do on a CPU.
-They take turns call by call, the other one sleeps. Page faults are those of one call; each is a
-page of 4 KB that the operating system clears and hands out.
+They take turns call by call, while the other one sleeps; each begins as often. Page faults are
+those of one call: pages that the operating system clears and hands out. Training steps end with
+AdamW, whatever the recipe's optimizer.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from detectron2.modeling import build_model
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
 from offseg_d2.deploy import optimize
-from offseg_d2.layers.memory import keep_freed_memory
+from offseg_d2.process_memory import keep_freed_memory
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = ("offseg_mobilenetv2", "segformer_b0", "segnext_t")
@@ -74,8 +75,8 @@ def label_map(name: str) -> Callable[[], Any]:
 
 def work(args: argparse.Namespace) -> None:
     """In a process of its own: a call for each line of the input, told in a line of the output."""
-    if args.way == "kept" and not keep_freed_memory():
-        sys.exit("This C library cannot be told to keep freed memory.")
+    if args.way == "kept":
+        keep_freed_memory()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     call = label_map(args.case) if args.case == PREDICTED else training_step(args.case)
@@ -89,20 +90,27 @@ def work(args: argparse.Namespace) -> None:
 
 
 def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
-    """One row: a process of either way, which take turns call by call."""
+    """One row: a process of either way, which take turns call by call.
+
+    ``times_faster`` is the median of the ratios of two calls in succession, ``spread`` their
+    quartiles.
+    """
     command = [sys.executable, __file__, "--case", case, "--threads", str(args.threads)]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     workers = {way: subprocess.Popen([*command, "--way", way], **pipes) for way in WAYS}
     found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for _ in range(_WARM_UP + args.calls):
-        for way, worker in workers.items():
-            print(file=worker.stdin, flush=True)
-            line = worker.stdout.readline()
-            if not line:
-                sys.exit(worker.wait() or 1)
-            found[way].append(json.loads(line))
-    for worker in workers.values():
-        worker.communicate()
+    try:
+        for turn in range(_WARM_UP + args.calls):
+            for way in WAYS if turn % 2 else reversed(WAYS):
+                print(file=workers[way].stdin, flush=True)
+                line = workers[way].stdout.readline()
+                if not line:
+                    sys.exit(f"The process of {case}, {way}, has ended: see above.")
+                found[way].append(json.loads(line))
+    finally:
+        for worker in workers.values():
+            worker.kill()
+            worker.wait()
     row: dict[str, Any] = {"case": case, "predicts": case == PREDICTED}
     for way, calls in found.items():
         row[way] = {
@@ -110,7 +118,9 @@ def measure(args: argparse.Namespace, case: str) -> dict[str, Any]:
             "faults": statistics.median_low(call["faults"] for call in calls[_WARM_UP:]),
             "peak_mb": calls[-1]["peak_mb"],
         }
-    row["times_faster"] = row["usual"]["seconds"] / row["kept"]["seconds"]
+    pairs = zip(*([call["seconds"] for call in found[way][_WARM_UP:]] for way in WAYS), strict=True)
+    quartiles = statistics.quantiles([usual / kept for usual, kept in pairs], n=4)
+    row["times_faster"], row["spread"] = quartiles[1], [quartiles[0], quartiles[2]]
     print(row, flush=True)
     return row
 
@@ -132,6 +142,8 @@ def main() -> None:
     if args.case:
         work(args)
         return
+    if not keep_freed_memory():
+        sys.exit("The C library of this process cannot be told to keep freed memory.")
     result = {**machine(), "threads": args.threads, "calls": args.calls}
     result["rows"] = [measure(args, case) for case in (*RECIPES, PREDICTED)]
     if args.output:

@@ -27,7 +27,8 @@ HEAD = """\
 <!-- Written by benchmarks/make_page.py from benchmarks/results/*.json; changes here get lost. -->
 
 Every table names the command that records it and the machine on which that was done; ratios are
-those of calls in turn, in one process. `python benchmarks/make_page.py` writes this page anew.
+those of calls in turn, in one process unless told otherwise. `python benchmarks/make_page.py`
+writes this page anew.
 """
 
 

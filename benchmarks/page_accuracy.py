@@ -1,14 +1,12 @@
 """Section of ``accuracy.py``: do offsets help?"""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from accuracy_results import summary, verdicts
 from accuracy_suites import SUITES
 from page import machine_line, section
 
-_DOCS = Path(__file__).resolve().parents[1] / "docs"
 # kind of plot (accuracy_plots.py) -> what it shows
 _PLOTS = {
     "convergence": "Scores and loss while training: mean and range over seeds.",
@@ -40,16 +38,15 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         yield f"### {result[name]['title']}"
         yield summary(rows, SUITES[name])
         yield from verdicts(rows, SUITES[name])
-        yield from _plots(name)
+        yield from _plots(name, len(SUITES[name].conditions) > 1)
         yield (
             f"`python benchmarks/accuracy.py --suite {name}`  \n"
             f"{machine_line({**rows[-1]['machine'], 'load': None})}"
         )
 
 
-def _plots(suite: str) -> Iterator[str]:
-    """The pictures that ``accuracy.py --summary`` has drawn."""
+def _plots(suite: str, has_strengths: bool) -> Iterator[str]:
+    """The pictures that ``accuracy.py --summary`` draws into docs/."""
     for kind, text in _PLOTS.items():
-        name = f"accuracy_{suite}_{kind}.png"
-        if (_DOCS / name).is_file():
-            yield f"![{text}]({name})\n\n*{text}*"
+        if kind != "gain" or has_strengths:
+            yield f"![{text}](accuracy_{suite}_{kind}.png)\n\n*{text}*"

@@ -50,26 +50,31 @@ def _cells(row: dict[str, Any], name: str) -> list[Any]:
 def kept_memory(result: dict[str, Any]) -> Iterator[str]:
     """One row for each call."""
     yield (
-        "On a CPU the command line programs have the C library keep freed memory for the next "
-        "tensors (`offseg_d2.layers.memory`). Without that (*usual*) it goes back to the system "
-        "again and again and is handed out anew page by page; page faults count those of one "
-        "call. Training: forward, backward and optimizer of a batch of the CamVid recipes. Label "
-        "map: of a 512×512 image, 150 classes, by the deployed model. There is a process of either "
-        f"way, which take turns call by call; medians of {result['calls']} calls."
+        "On a CPU the programs that train and predict have the C library keep freed memory for the "
+        "next tensors (`offseg_d2.process_memory`). Otherwise (*usual*) much of it goes back to "
+        "the system and is handed out anew page by page; page faults are those of one call. "
+        "Training: forward, backward and AdamW on a batch of the CamVid recipes. Label map: of a "
+        "512×512 image, 150 classes, by the deployed model. There is a process of either way, "
+        f"which take turns call by call; medians of {result['calls']} calls, times as fast: of "
+        "the ratios of two calls in succession, with their quartiles."
     )
     header = [
-        "call", "usual, s", "kept, s", "times as fast", "page faults", "kept",
+        "call", "usual, s", "kept, s", "times as fast", "quartiles", "page faults", "kept",
         "peak, MB", "kept, MB",
     ]  # fmt: skip
     yield table(header, [_kept_cells(row) for row in result["rows"]])
-    command = f"python benchmarks/kept_memory.py --threads {result['threads']}"
-    yield origin(result, f"{command} --output {FOLDER}/kept_memory.json")
+    options = f"--calls {result['calls']} --threads {result['threads']}"
+    yield origin(
+        result, f"python benchmarks/kept_memory.py {options} --output {FOLDER}/kept_memory.json"
+    )
 
 
 def _kept_cells(row: dict[str, Any]) -> list[Any]:
     kind = "label map" if row["predicts"] else "training"
     pairs = [[row[way][key] for way in ("usual", "kept")] for key in ("faults", "peak_mb")]
     seconds = [row[way]["seconds"] for way in ("usual", "kept")]
+    low, high = row["spread"]
     return [
-        f"{kind}, {row['case']}", *seconds, f"{row['times_faster']:.2f}", *pairs[0], *pairs[1],
+        f"{kind}, {row['case']}", *seconds, f"{row['times_faster']:.2f}",
+        f"{low:.2f} to {high:.2f}", *pairs[0], *pairs[1],
     ]  # fmt: skip

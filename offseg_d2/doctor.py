@@ -41,13 +41,17 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "pycocotools": ("pycocotools",),
     "submitit": ("submitit",),
 }
-# extra of setup.py -> what it is for, its packages
-EXTRAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "web": ("offseg-web, models in the browser", ("gradio",)),
-    "export": ("tools/export_model.py, ONNX", ("onnx", "onnxruntime", "onnxscript")),
-    "timm": ("backbones of timm", ("timm",)),
-    "deformable": ("compiled deformable attention", ("torch-ms-deform-attn",)),
+# extra of setup.py -> what it is for, its packages; of some any one of several will do
+EXTRAS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
+    "web": ("offseg-web, models in the browser", (("gradio",),)),
+    "export": (
+        "tools/export_model.py, ONNX",
+        (("onnx",), ("onnxruntime", "onnxruntime-gpu"), ("onnxscript",)),
+    ),
+    "timm": ("backbones of timm", (("timm",),)),
+    "deformable": ("compiled deformable attention", (("torch-ms-deform-attn",),)),
 }
+LEAST_MAJOR = {"gradio": 6}  # versions
 # data set -> folders that may hold it, below DETECTRON2_DATASETS
 DATASETS: dict[str, tuple[str, ...]] = {
     "CamVid": ("camvid",),
@@ -131,18 +135,25 @@ def check_packages() -> Iterator[Finding]:
 
 def check_extras() -> Iterator[Finding]:
     """What may be installed in addition; nothing of it is necessary."""
-    for extra, (purpose, distributions) in EXTRAS.items():
-        installed = dict(_versions(distributions))
-        missing = [name for name in distributions if name not in installed]
+    for extra, (purpose, packages) in EXTRAS.items():
+        found, missing = [], []
+        for names in packages:
+            installed = _versions(names)
+            found += [f"{name} {number}" for name, number in installed]
+            least = LEAST_MAJOR.get(names[0], 0)
+            if not installed:
+                missing.append(f"{names[0]} not installed")
+            elif int(installed[0][1].split(".")[0]) < least:
+                missing.append(f"{names[0]} {installed[0][1]} is older than {least}")
         if not missing:
-            versions = ", ".join(f"{name} {number}" for name, number in installed.items())
-            yield Finding(OK, f"extra {extra}", f"{versions}: {purpose}")
+            yield Finding(OK, f"extra {extra}", f"{', '.join(found)}: {purpose}")
             continue
+        flag = " --no-build-isolation" if extra == "deformable" else ""
         yield Finding(
             NOTE,
             f"extra {extra}",
-            f"{', '.join(missing)} not installed: {purpose}",
-            f"if you want that: pip install -e '.[{extra}]' in the clone of offseg_d2",
+            f"{', '.join(missing)}: {purpose}",
+            f"if you want that: pip install{flag} -e '.[{extra}]' in the clone of offseg_d2",
         )
 
 

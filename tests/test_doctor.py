@@ -168,15 +168,24 @@ def test_torch_that_executes_checkpoints_is_a_problem(monkeypatch, version, prob
     assert len(list(doctor.check_torch_age())) == problems
 
 
-def test_extras_are_those_of_setup_and_their_absence_is_a_note(monkeypatch):
+def test_extras_are_those_of_setup():
     setup = (ROOT / "setup.py").read_text()
-    for extra, (_, distributions) in doctor.EXTRAS.items():
+    for extra, (_, packages) in doctor.EXTRAS.items():
         line = next(line for line in setup.splitlines() if f'"{extra}": [' in line)
-        assert re.findall(r'"([\w-]+)(?:>=\d+)?"', line.split("[", 1)[1]) == list(distributions)
-    known = {"onnx": "1.2", "onnxruntime": "1.3", "onnxscript": "0.1", "gradio": "6.0"}
+        asked = re.findall(r'"([\w-]+)(?:>=(\d+))?"', line.split("[", 1)[1])
+        assert [name for name, _ in asked] == [names[0] for names in packages]
+        for name, least in asked:
+            assert doctor.LEAST_MAJOR.get(name, 0) == int(least or 0)
+
+
+def test_absent_and_old_extras_are_notes(monkeypatch):
+    known = {"onnx": "1.2", "onnxruntime-gpu": "1.3", "onnxscript": "0.1", "gradio": "5.9.1"}
     monkeypatch.setattr(doctor, "_versions", lambda ds: [(d, known[d]) for d in ds if d in known])
     found = findings_by_name(doctor.check_extras())
-    assert {f.level for f in found.values()} == {doctor.OK, doctor.NOTE}
-    assert found["extra export"].text.startswith("onnx 1.2, onnxruntime 1.3, onnxscript 0.1: ")
+    assert found["extra export"].level == doctor.OK
+    assert found["extra export"].text.startswith("onnx 1.2, onnxruntime-gpu 1.3, onnxscript 0.1: ")
+    assert found["extra timm"].level == found["extra web"].level == doctor.NOTE
     assert found["extra timm"].text == "timm not installed: backbones of timm"
+    assert found["extra web"].text.startswith("gradio 5.9.1 is older than 6: ")
     assert "pip install -e '.[timm]'" in found["extra timm"].remedy
+    assert "--no-build-isolation" in found["extra deformable"].remedy

@@ -26,8 +26,8 @@ from offseg_d2.config import load_config
 from offseg_d2.demo import LabelMaps, draw_files, draw_video, make_folder, plan, show_camera
 from offseg_d2.drawing import STYLES, DrawOptions
 from offseg_d2.export import OnnxSegmenter
-from offseg_d2.layers.memory import keep_freed_memory
 from offseg_d2.predictor import Predictor
+from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.segmenter import Segmenter
 
 

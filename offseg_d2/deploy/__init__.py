@@ -21,6 +21,5 @@ from offseg_d2.deploy import (  # noqa: F401  (register their rules)
 )
 from offseg_d2.deploy.optimize import optimize
 from offseg_d2.deploy.rules import rule
-from offseg_d2.layers.memory import keep_freed_memory
 
-__all__ = ["keep_freed_memory", "optimize", "rule"]
+__all__ = ["optimize", "rule"]

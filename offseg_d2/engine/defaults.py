@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.data import adapt_to_folders
-from offseg_d2.layers.memory import keep_freed_memory
 from offseg_d2.version import __version__
 
 from .watching import ProgressPrinter
@@ -65,8 +64,6 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.info("Command line: %s", args)
     adapt_to_folders(cfg, eval_only=args.eval_only)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
-    if cfg.MODEL.DEVICE == "cpu":
-        keep_freed_memory()  # for its own tensors
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
         logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)

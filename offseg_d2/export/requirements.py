@@ -18,5 +18,5 @@ def require(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         raise OSError(
             f"`{error.name}` must be installed to export models or to run exported ones; "
-            "install it with: pip install 'offseg_d2[export]'"
+            "install it with: pip install -e '.[export]'"
         ) from None

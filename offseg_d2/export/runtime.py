@@ -85,7 +85,10 @@ class OnnxSegmenter:
         return self.label_maps([image])[0]
 
     def label_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """:meth:`label_map` of several images; those of one :meth:`input_size` share batches.
+        """:meth:`label_map` of several images.
+
+        Those of one :meth:`input_size` share batches, but for sliding windows, where each image
+        has many. A file that gives logits needs memory for the scores of a whole batch.
 
         Args:
             images: each (H, W, 3) uint8 **BGR**, of any sizes.
@@ -113,13 +116,15 @@ class OnnxSegmenter:
 
     def _label_maps(self, batch: Tensor, sizes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
         """(B, 3, h, w), (H, W) of each -> class ids (H, W) of each."""
-        if self.description.output == "logits":
-            scores = predict(self._run, batch, self.description.inference)
-            return [
-                self._resized(one[None], size)[0].argmax(dim=0).numpy()
-                for one, size in zip(scores, sizes, strict=True)
-            ]
         found = []
+        if self.description.output == "logits":
+            together = 1 if self.description.mode == "slide" else len(batch)
+            remaining = iter(sizes)
+            for part in batch.split(together):
+                for scores in predict(self._run, part, self.description.inference):
+                    resized = self._resized(scores[None], next(remaining))[0]
+                    found.append(resized.argmax(dim=0).numpy())
+            return found
         for labels, size in zip(self._run(batch).numpy(), sizes, strict=True):
             rows, columns = (
                 np.arange(after) * before // after

@@ -38,7 +38,7 @@ def require_gradio() -> ModuleType:
     except ModuleNotFoundError as error:
         raise OSError(
             f"`{error.name}` must be installed for the web page; "
-            "install it with: pip install 'offseg_d2[web]'"
+            "install it with: pip install -e '.[web]'"
         ) from None
 
 

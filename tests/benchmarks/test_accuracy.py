@@ -206,21 +206,24 @@ def make_rows(scores):
 
 
 def test_verdicts_by_hand():
-    # Student's t for two seeds is 12.7: a mean of 3 +- 0.1 is sure, of 3 +- 1 is not.
+    # With four comparisons t(2) at 1 - 0.05 / 8 is 8.86: the half width of +-0.1 is 0.51, of +-0.5
+    # 2.6, which 95 % for each by itself (t = 4.30: 1.24) would have let pass as sure.
     found = make_rows(
         {
-            ("low", "plain"): {1: 50.0, 2: 50.0},
-            ("low", "class"): {1: 52.9, 2: 53.1},
-            ("low", "feature"): {1: 47.1, 2: 46.9},
-            ("low", "both"): {1: 52.0, 2: 54.0},
-            ("low", "norm"): {1: 60.0},
-            ("high", "plain"): {1: 50.0},
-            ("high", "both"): {1: 60.0},
+            ("low", "plain"): {1: 50.0, 2: 50.0, 3: 50.0},
+            ("low", "class"): {1: 52.9, 2: 53.1, 3: 53.0},
+            ("low", "feature"): {1: 47.1, 2: 46.9, 3: 47.0},
+            ("low", "both"): {1: 51.5, 2: 52.0, 3: 52.5},
+            ("low", "norm"): {1: 60.0, 2: 60.1},
+            ("high", "plain"): {1: 50.0, 2: 50.0, 3: 50.0},
+            ("high", "both"): {1: 49.0, 2: 49.1, 3: 49.2},
         }
     )
+    how = "by intervals that hold for all 4 comparisons of this suite together (Bonferroni)"
     assert accuracy_results.verdicts(found, SUITE) == [
-        "At low, against plain, by these intervals: **better: class offset. worse: feature offset. "
-        "undecided: both offsets**."
+        f"At low, against plain, {how}: better: class offset. worse: feature offset. "
+        "undecided: both offsets.",
+        f"At high, against plain, {how}: worse: both offsets.",
     ]
 
 

@@ -128,16 +128,6 @@ def test_processes_on_the_cpu_need_a_backend_for_it(
     assert (tmp_path / "config.yaml").exists() != refused
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_freed_memory_is_kept_where_the_cpu_computes(tmp_path, quiet_loggers, monkeypatch, device):
-    calls = []
-    monkeypatch.setattr(engine_defaults, "keep_freed_memory", lambda: calls.append(1))
-    monkeypatch.setattr(engine_defaults, "available_device", lambda name: name)
-    cfg = make_cfg("MODEL.DEVICE", device, "OUTPUT_DIR", str(tmp_path))
-    setup_run(cfg, argparse.Namespace(eval_only=False))
-    assert bool(calls) == (device == "cpu")
-
-
 def test_evaluation_keeps_the_configuration_of_the_run(tmp_path, quiet_loggers):
     (tmp_path / "config.yaml").write_text("# trained with\n")
     setup_run(make_cfg("OUTPUT_DIR", str(tmp_path)), argparse.Namespace(eval_only=True))
