@@ -13,7 +13,18 @@ from matplotlib.figure import Figure
 from offseg_d2.checkpoint import write_atomically
 from offseg_d2.run_curves import Curve, draw_band, join_curves, to_png
 
-_PALETTE = ("#555555", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_PALETTE = (
+    "#555555",
+    "#D55E00",
+    "#0072B2",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#8B1A1A",
+    "#000080",
+    "#9E9E00",
+)
 _COLORS = dict(zip(ARMS, _PALETTE, strict=True))
 
 

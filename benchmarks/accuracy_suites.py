@@ -15,6 +15,7 @@ _CLASSIFIER, _CLASS, _FEATURE = (
     f"MODEL.SEM_SEG_HEAD.{key}" for key in ("CLASSIFIER", "CLASS_OFFSET", "FEATURE_OFFSET")
 )
 _SLOW = "SOLVER.OFFSET_LR_FACTOR"
+_NORM = "MODEL.SEM_SEG_HEAD.CLASS_NORM"
 ARMS: dict[str, Overrides] = {
     "plain": {_CLASSIFIER: "plain"},
     "class": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False},
@@ -28,6 +29,10 @@ ARMS: dict[str, Overrides] = {
     # so these two arms let the projections learn at a tenth of it.
     "class_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1},
     "both_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1},
+    # As the paper's text has it, without the norm over the class scores of the authors' models.
+    "class_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1, _NORM: False},
+    "both_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1, _NORM: False},
+    "free": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False, _NORM: False},
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")
 ARM_TITLES = {
@@ -38,6 +43,9 @@ ARM_TITLES = {
     "norm": "neither offset, norm over classes",
     "class_slow": "class offset, slow projections",
     "both_slow": "both offsets, slow projections",
+    "class_free": "class offset, slow projections, no norm",
+    "both_free": "both offsets, slow projections, no norm",
+    "free": "neither offset, no norm",
 }
 
 

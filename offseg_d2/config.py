@@ -124,6 +124,9 @@ def _add_head_keys(cfg: CN) -> None:
     head.CLASS_OFFSET = True
     # Ablation switch of the offset classifier: move the pixel features.
     head.FEATURE_OFFSET = True
+    # Per-pixel offset classifier: layer norm over the class scores, as the authors' models have it;
+    # the paper's text has none.
+    head.CLASS_NORM = True
     # Channel dropout before the plain classifier (the offset classifier has none).
     head.DROPOUT = 0.1
     # Name in the pixel decoder registry.

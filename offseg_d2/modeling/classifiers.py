@@ -24,6 +24,8 @@ class OffsetClassifier(nn.Module):
         num_classes: K.
         class_offset: move each class vector towards the pixels that resemble it.
         feature_offset: move each pixel towards the classes it resembles.
+        class_norm: normalise the class scores of each pixel, which the paper's models do, but its
+            text does not tell. None of K normalised scores exceeds sqrt(K - 1) times its gain.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class OffsetClassifier(nn.Module):
         *,
         class_offset: bool = True,
         feature_offset: bool = True,
+        class_norm: bool = True,
     ) -> None:
         super().__init__()
         self.class_representations = nn.Parameter(torch.empty(num_classes, dim))
@@ -40,8 +43,7 @@ class OffsetClassifier(nn.Module):
         self.offset_learning = OffsetLearning(
             dim, class_offset=class_offset, feature_offset=feature_offset
         )
-        # Not in the paper's text, but in its models: the class scores of a pixel are normalised.
-        self.norm = nn.LayerNorm(num_classes)
+        self.norm = nn.LayerNorm(num_classes) if class_norm else nn.Identity()
 
     def forward(self, pixel_features: Tensor) -> Tensor:
         """(B, C, H, W) -> logits (B, K, H, W), laid out with the classes innermost.
@@ -129,6 +131,7 @@ def build_classifier(
     *,
     class_offset: bool = True,
     feature_offset: bool = True,
+    class_norm: bool = True,
     dropout: float = 0.1,
 ) -> nn.Module:
     """The classifier that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
@@ -139,6 +142,7 @@ def build_classifier(
         num_classes: K.
         class_offset: see :class:`OffsetClassifier`.
         feature_offset: see :class:`OffsetClassifier`.
+        class_norm: see :class:`OffsetClassifier`.
         dropout: see :class:`PlainClassifier`.
 
     Raises:
@@ -146,7 +150,11 @@ def build_classifier(
     """
     choices: dict[str, Callable[[], nn.Module]] = {
         "offset": lambda: OffsetClassifier(
-            dim, num_classes, class_offset=class_offset, feature_offset=feature_offset
+            dim,
+            num_classes,
+            class_offset=class_offset,
+            feature_offset=feature_offset,
+            class_norm=class_norm,
         ),
         "plain": lambda: PlainClassifier(dim, num_classes, dropout=dropout),
     }

@@ -26,6 +26,7 @@ def replace_classifier(
     *,
     class_offset: bool = True,
     feature_offset: bool = True,
+    class_norm: bool = True,
 ) -> OffsetClassifier:
     """Put an :class:`OffsetClassifier` in place of the final 1x1 convolution, in ``model`` itself.
 
@@ -38,6 +39,7 @@ def replace_classifier(
             only 1x1 convolution named "predictor".
         class_offset: see :class:`OffsetClassifier`.
         feature_offset: see :class:`OffsetClassifier`.
+        class_norm: see :class:`OffsetClassifier`.
 
     Returns:
         the new classifier, (B, C, H, W) -> (B, K, H, W) as the convolution.
@@ -62,6 +64,7 @@ def replace_classifier(
         convolution.out_channels,
         class_offset=class_offset,
         feature_offset=feature_offset,
+        class_norm=class_norm,
     ).to(convolution.weight)
     classifier.train(convolution.training)
     setattr(model.get_submodule(parent_path), name, classifier)
@@ -86,7 +89,12 @@ def HostHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
         )
     head = SEM_SEG_HEADS_REGISTRY.get(keys.HOST)(cfg, input_shape)
     if keys.CLASSIFIER == "offset":
-        replace_classifier(head, class_offset=keys.CLASS_OFFSET, feature_offset=keys.FEATURE_OFFSET)
+        replace_classifier(
+            head,
+            class_offset=keys.CLASS_OFFSET,
+            feature_offset=keys.FEATURE_OFFSET,
+            class_norm=keys.CLASS_NORM,
+        )
     return head
 
 

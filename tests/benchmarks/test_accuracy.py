@@ -72,8 +72,14 @@ def test_recipes_of_the_arms_differ_in_the_classifier_alone():
         for run in some:
             plain = next(r for r in some if (r.condition, r.arm) == (run.condition, "plain"))
             changed = {k for k, v in run.recipe.items() if plain.recipe.get(k) != v}
-            slow = {"SOLVER.OFFSET_LR_FACTOR"} if run.arm.endswith("_slow") else set()
-            assert changed <= set(accuracy_suites.ARMS["both"]) | slow
+            also = {
+                "SOLVER.OFFSET_LR_FACTOR": run.arm.endswith(("_slow", "_free")),
+                "MODEL.SEM_SEG_HEAD.CLASS_NORM": run.arm.endswith("free"),
+            }
+            allowed = set(accuracy_suites.ARMS["both"]) | {
+                key for key, is_so in also.items() if is_so
+            }
+            assert changed <= allowed
 
 
 @pytest.mark.parametrize("name", accuracy_suites.SUITES)

@@ -95,12 +95,15 @@ def test_mean_features_are_the_same_for_any_number_of_threads(count, threads, mo
 
 @pytest.mark.parametrize("class_offset", [True, False])
 @pytest.mark.parametrize("feature_offset", [True, False])
-@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize(
+    ("channels_last", "class_norm"), [(True, True), (False, True), (True, False)]
+)
 def test_offset_classifier_is_that_of_the_readable_form(
-    class_offset, feature_offset, channels_last
+    class_offset, feature_offset, channels_last, class_norm
 ):
     seed_all()
     offsets = {"class_offset": class_offset, "feature_offset": feature_offset}
+    offsets["class_norm"] = class_norm
     classifier = spread_weights(OffsetClassifier(32, 7, **offsets)).eval()
     nn.init.normal_(classifier.class_representations)
     features = torch.randn(2, 32, 5, 9)

@@ -50,6 +50,22 @@ def test_without_offsets_it_is_a_linear_classifier_without_bias_and_a_norm():
     assert set(classifier.state_dict()) == {"class_representations", "norm.weight", "norm.bias"}
 
 
+@pytest.mark.parametrize(("class_offset", "feature_offset"), SWITCHES)
+def test_without_the_norm_logits_are_the_scores(class_offset, feature_offset):
+    switches = {"class_offset": class_offset, "feature_offset": feature_offset}
+    classifier, free = make(**switches), make(**switches, class_norm=False)
+    free.load_state_dict(classifier.state_dict(), strict=False)
+    assert set(classifier.state_dict()) - set(free.state_dict()) == {"norm.weight", "norm.bias"}
+    pixel_features = features(2, 6, 3, 5)
+    scores = free(pixel_features)
+    normalised = classifier.norm(scores.movedim(1, -1)).movedim(-1, 1)
+    assert_close(normalised, classifier(pixel_features), 1e-12)
+    # The bound of the norm does not hold for them.
+    assert free(100 * pixel_features).abs().max() > 3**0.5
+    classifier.norm.reset_parameters()
+    assert classifier(100 * pixel_features).abs().max() <= 3**0.5
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (4, 4)])
 @pytest.mark.parametrize(("class_offset", "feature_offset"), SWITCHES)
 def test_gradients_equal_finite_differences(class_offset, feature_offset, size):

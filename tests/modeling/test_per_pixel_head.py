@@ -99,6 +99,9 @@ def test_configuration_reaches_classifier_and_loss():
     assert isinstance(head.classifier, OffsetClassifier)
     assert head.classifier.class_representations.shape == (7, 64)
     assert head.classifier.offset_learning.feature_offset_proj is None
+    assert isinstance(head.classifier.norm, torch.nn.LayerNorm)
+    free = build_head("MODEL.SEM_SEG_HEAD.CLASS_NORM", False)
+    assert not list(free.classifier.norm.parameters())
     assert (head.ignore_value, head.loss_weight) == (99, 0.5)
     plain = build_head(
         "MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.3

@@ -56,6 +56,7 @@ class PerPixelHead(nn.Module):
                 head.NUM_CLASSES,
                 class_offset=head.CLASS_OFFSET,
                 feature_offset=head.FEATURE_OFFSET,
+                class_norm=head.CLASS_NORM,
                 dropout=head.DROPOUT,
             ),
             "ignore_value": head.IGNORE_VALUE,
