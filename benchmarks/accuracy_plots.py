@@ -1,6 +1,7 @@
 """Plots of the accuracy experiment: convergence of each arm, and gain against variation."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,21 +67,44 @@ def draw_convergence(rows: Sequence[Row], suite: Suite) -> Figure:
         if column == 0:
             scores.set_ylabel(f"mIoU on {suite.curve_set} (%)")
             losses.set_ylabel("training loss")
-        scores.legend(fontsize=8, frameon=False, loc="lower right")
     for axes in panels.flat:
         _tidy(axes)
+    names = {arm: f"{ARM_TITLES[arm]} ({_seeds(rows, arm)})" for arm in ARMS}
+    _legend(figure, panels[0], names, columns=len(conditions))
     return figure
+
+
+def _seeds(rows: Sequence[Row], arm: str) -> str:
+    """Number of seeds of an arm, over all conditions."""
+    counts = Counter(row["condition"] for row in rows if row["arm"] == arm).values()
+    if not counts:
+        return "none"
+    least, most = min(counts), max(counts)
+    return f"{least} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
+
+
+def _legend(figure: Figure, panels: Iterable[Axes], names: Mapping[str, str], columns: int) -> None:
+    """One legend below all panels, where it covers nothing; curves are labelled with their arm."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, arm in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(arm, handle)
+    arms = [arm for arm in ARMS if arm in found]
+    figure.legend(
+        [found[arm] for arm in arms],
+        [names[arm] for arm in arms],
+        **{"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False},
+    )
 
 
 def _draw_arm(scores: Axes, losses: Axes, arm: str, rows: Sequence[Row]) -> None:
     def curves(key: str, values: str) -> list[Curve]:
         return [Curve(np.array(r[key]["iterations"]), np.array(r[key][values])) for r in rows]
 
-    count = f"{len(rows)} seed{'s' * (len(rows) > 1)}"
-    label, color = f"{ARM_TITLES[arm]} ({count})", _COLORS[arm]
-    draw_band(scores, join_curves(curves("curve", "mIoU")), label, color, marker="o")
+    color = _COLORS[arm]
+    draw_band(scores, join_curves(curves("curve", "mIoU")), arm, color, marker="o")
     smooth = [Curve(c.iterations, _smooth(c.values)) for c in curves("loss", "value")]
-    draw_band(losses, join_curves(smooth), label, color)
+    draw_band(losses, join_curves(smooth), arm, color)
 
 
 def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
@@ -90,8 +114,11 @@ def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def draw_gain(rows: Sequence[Row], suite: Suite) -> Figure:
-    """Difference to the plain arm by strength of the variation: each seed, mean and t-interval."""
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    """Difference to the plain arm by strength of the variation: each seed, mean and t-interval.
+
+    Of two seeds no interval is drawn: it would be as wide as the picture is high.
+    """
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     figure.set_facecolor("white")
     axes = figure.add_subplot()
     axes.axhline(0, color=_COLORS["plain"], linewidth=1)
@@ -108,10 +135,8 @@ def draw_gain(rows: Sequence[Row], suite: Suite) -> Figure:
                 axes.plot([place] * len(values), values, ".", color=_COLORS[arm], alpha=0.5)
         if points:
             x, means = [p for p, _ in points], [e.mean for _, e in points]
-            bars = np.nan_to_num([e.half_width for _, e in points])
-            axes.errorbar(
-                x, means, bars, color=_COLORS[arm], label=ARM_TITLES[arm], marker="o", capsize=3
-            )
+            bars = [e.half_width if e.count > 2 else 0.0 for _, e in points]
+            axes.errorbar(x, means, bars, color=_COLORS[arm], label=arm, marker="o", capsize=3)
     axes.set(
         xlabel="within-class variation between images",
         ylabel="mIoU minus that of plain (points)",
@@ -120,8 +145,8 @@ def draw_gain(rows: Sequence[Row], suite: Suite) -> Figure:
         title=suite.title,
     )
     axes.title.set_fontsize(10)
-    axes.legend(fontsize=8, frameon=False)
     _tidy(axes)
+    _legend(figure, [axes], ARM_TITLES, columns=2)
     return figure
 
 

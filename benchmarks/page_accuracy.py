@@ -29,9 +29,17 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         "Features are positive and many, so one step of a projection moves the class vectors much "
         "further than a step of the vectors themselves, and a head's rate that suits the plain "
         "classifier may be too fast for it. This factor was chosen on validation data for the "
-        "offsets; the plain arm had its own tuning. All offset arms also carry the layer norm over "
-        "the K scores of a pixel, of which none can exceed √(K − 1) times its learned gain: with "
-        "the few classes here, confidence has to be learned by that gain."
+        "offsets; the plain arm had its own tuning."
+    )
+    yield (
+        "Arms with *no norm* (`--arms free class_free both_free`): the offset classifier of the "
+        "authors' models, and so that of the other arms, has a layer norm over the K scores of a "
+        "pixel, of which the paper's text does not speak. None of these scores can exceed √(K − 1) "
+        "times the norm's learned gain: with the few classes here, confidence has to be learned by "
+        "that gain, and the training loss of all arms with the norm stays above the plain one's. "
+        "*Neither offset, norm over classes* (`norm`) has that norm alone, *neither offset, no "
+        "norm* (`free`) is a linear classifier without bias and dropout. These two and the arms "
+        "with slow projections were added when the first results had come out."
     )
     for name in (name for name in SUITES if name in result):
         rows = result[name]["rows"]
