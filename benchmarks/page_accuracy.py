@@ -36,7 +36,7 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         "authors' models, and so that of the other arms, has a layer norm over the K scores of a "
         "pixel, of which the paper's text does not speak. None of these scores can exceed √(K − 1) "
         "times the norm's learned gain: with the few classes here, confidence has to be learned by "
-        "that gain, and the training loss of all arms with the norm stays above the plain one's. "
+        "that gain; the plots show each arm's training loss. "
         "*Neither offset, norm over classes* (`norm`) has that norm alone, *neither offset, no "
         "norm* (`free`) is a linear classifier without bias and dropout. These two and the arms "
         "with slow projections were added when the first results had come out."

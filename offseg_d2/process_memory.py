@@ -23,9 +23,10 @@ _IN_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.", "LD_PRELOAD": "malloc"}
 def keep_freed_memory(limit: int = 1 << 30) -> bool:
     """Let this process keep freed memory for its next tensors.
 
-    This concerns the process as a whole, processes that it forks included. Hence the command line
-    programs call it where the CPU computes, and nothing that other programs import does. An
-    allocator that was preloaded and settings of the environment (``MALLOC_TRIM_THRESHOLD_``,
+    This concerns the process as a whole, processes that it forks included. Hence only command line
+    programs call it, never what others import: training and evaluation where the CPU computes, the
+    demo and the web page on any device, for they work on images there. An allocator that was
+    preloaded and settings of the environment (``MALLOC_TRIM_THRESHOLD_``,
     ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TOP_PAD_``, ``GLIBC_TUNABLES``) are left alone.
     ``benchmarks/kept_memory.py`` tells what it gains.
 
