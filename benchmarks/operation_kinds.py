@@ -1,12 +1,13 @@
 """Operations of a call, by kind: how many, what they compute, and how long they take."""
 
+import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from offseg_d2.analysis.mac_rules import CONVOLUTION, MATRIX, RULES
@@ -20,17 +21,28 @@ RESAMPLING = "CARAFE, cosines, sampling, resizes"
 SOFTMAX, NORM, REST = "softmax", "norms", "sums, activations, copies, all else"
 KINDS = (LINEAR, DENSE, DEPTHWISE, CLASSIFIER, ATTENTION, RESAMPLING, SOFTMAX, NORM, REST)
 
-_LABEL = "kind: "
 _RESAMPLING = ("embedding_bag", "grid_sampler", "upsample", "im2col", "pixel_shuffle", "unfold")
 
 
 @dataclass
 class Work:
-    """What the operations of a kind do in one call."""
+    """What the operations of a kind do in one call, and how long they take.
+
+    Attributes:
+        calls: operations.
+        macs: multiply-adds of convolutions and products.
+        gelus: values that GELU is applied to, also those in the pass of a convolution or product.
+        bytes: read and written, each operation by itself.
+        seconds: the sum over the operations of their median times.
+        best: the sum of their shortest times.
+    """
 
     calls: int = 0
     macs: int = 0
+    gelus: int = 0
     bytes: int = 0
+    seconds: float = 0.0
+    best: float = 0.0
 
 
 def kind_of(name: str, module: str, macs: dict[str, int], out: Any, args: tuple) -> str:
@@ -71,19 +83,32 @@ def _kernel_area(args: tuple) -> int:
     return weight.shape[-2:].numel()
 
 
+def _gelus(name: str, out: Any, args: tuple) -> int:
+    """Values that an operation applies GELU to."""
+    fused = name.endswith("_pointwise") and any(isinstance(x, str) and x == "gelu" for x in args)
+    return out.numel() if name == "gelu" or fused else 0
+
+
 class _Recorder(TorchDispatchMode):
-    """Labels every operation with its kind for the profiler, and adds up what it does."""
+    """Adds up what the operations do in the first call, and times each of them in later ones."""
 
     def __init__(self) -> None:
         super().__init__()
         self.modules = [""]
         self.work: dict[str, Work] = defaultdict(Work)
-        self._kinds: dict[int, str] = {}
+        self._kinds: list[str] = []
+        self._times: list[list[float]] = []
         self._position = 0
 
     def restart(self) -> None:
         """The next call does the same operations again, whose kinds are known by now."""
         self._position = 0
+
+    def add_times(self) -> None:
+        """Put the times of all calls into ``work``."""
+        for kind, times in zip(self._kinds, self._times, strict=True):
+            self.work[kind].seconds += statistics.median(times)
+            self.work[kind].best += min(times)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -92,17 +117,21 @@ class _Recorder(TorchDispatchMode):
         if func.is_view:
             return func(*args, **kwargs)
         position, self._position = self._position, self._position + 1
-        if position in self._kinds:
-            with record_function(_LABEL + self._kinds[position]):
-                return func(*args, **kwargs)
+        if position < len(self._kinds):
+            begin = time.perf_counter()
+            out = func(*args, **kwargs)
+            self._times[position].append(time.perf_counter() - begin)
+            return out
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").removesuffix("_")
         macs = RULES[name](args, out) if name in RULES else {}
         kind = kind_of(name, self.modules[-1], macs, out, args)
-        self._kinds[position] = kind
+        self._kinds.append(kind)
+        self._times.append([])
         work = self.work[kind]
         work.calls += 1
         work.macs += macs.get(CONVOLUTION, 0) + macs.get(MATRIX, 0)
+        work.gelus += _gelus(name, out, args)
         tensors = {id(x): x for x in _tensors((args, tuple(kwargs.values()), out))}
         work.bytes += sum(x.numel() * x.element_size() for x in tensors.values())
         return out
@@ -116,28 +145,22 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def profile_kinds(
-    model: nn.Module, call: Callable[[], Any], repeats: int
-) -> tuple[dict[str, Work], dict[str, float]]:
+def profile_kinds(model: nn.Module, call: Callable[[], Any], repeats: int) -> dict[str, Work]:
     """What the operations of each kind do in one call, and how many seconds they take.
 
     Args:
         model: what ``call`` runs.
         call: one inference; it must do the same operations each time.
-        repeats: calls that are averaged.
+        repeats: timed calls.
     """
     call()
     recorder = _Recorder()
     leave = lambda name: recorder.modules.pop()  # noqa: E731
     with watch_modules(model, recorder.modules.append, leave), recorder:
         call()
-    with profile(activities=[ProfilerActivity.CPU]) as profiler, recorder:
+    with recorder:
         for _ in range(repeats):
             recorder.restart()
             call()
-    seconds = {
-        event.key.removeprefix(_LABEL): event.cpu_time_total / repeats / 1e6
-        for event in profiler.key_averages()
-        if event.key.startswith(_LABEL)
-    }
-    return dict(recorder.work), seconds
+    recorder.add_times()
+    return dict(recorder.work)
