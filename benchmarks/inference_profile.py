@@ -19,8 +19,8 @@ floor           GFLOP at the peak of large matrix products and GELU at the rate 
 
 The floor of a form is the sum of its operations' floors: what it would take if every product ran
 like a large one, all else like a copy, and nothing between the operations. Other operations than
-these, or fewer of them, have another floor. What a call takes beyond the operations' medians is
-Python's and that of views; together with their best it is what these operations need at least.
+these, or fewer of them, have another floor. Calls whose operations are timed take turns with
+others; what the latter take beyond the operations' medians is Python's and that of views.
 """
 
 import argparse
@@ -134,13 +134,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     peak = max(best.values())
     forms = []
     for form in models:
-        rows = make_rows(found[form], peak, rate, gelus)
+        work, whole = found[form]
+        rows = make_rows(work, peak, rate, gelus)
         ms = {goal: round(1000 * timings[f"{goal} {form}"].median, 1) for goal in goals}
         sums = _sums(rows)
-        between = max(ms["logits"] - sums["operations_ms"], 0.0)
-        forms.append(
-            {"form": form, "ms": ms, **sums, "between_ms": round(between, 1), "rows": rows}
-        )
+        between = max(1000 * whole - sums["operations_ms"], 0.0)
+        sums |= {"call_ms": round(1000 * whole, 1), "between_ms": round(between, 1)}
+        forms.append({"form": form, "ms": ms, **sums, "rows": rows})
     ratios = {
         goal: round(speedup(timings[f"{goal} {AUTHORS}"], timings[f"{goal} {DEPLOYED}"]), 2)
         for goal in goals

@@ -145,22 +145,32 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def profile_kinds(model: nn.Module, call: Callable[[], Any], repeats: int) -> dict[str, Work]:
+def profile_kinds(
+    model: nn.Module, call: Callable[[], Any], repeats: int
+) -> tuple[dict[str, Work], float]:
     """What the operations of each kind do in one call, and how many seconds they take.
 
     Args:
         model: what ``call`` runs.
         call: one inference; it must do the same operations each time.
         repeats: timed calls.
+
+    Returns:
+        the work by kind, and the median seconds of a call whose operations are not timed, each of
+        which follows one whose operations are.
     """
     call()
     recorder = _Recorder()
     leave = lambda name: recorder.modules.pop()  # noqa: E731
     with watch_modules(model, recorder.modules.append, leave), recorder:
         call()
-    with recorder:
-        for _ in range(repeats):
-            recorder.restart()
+    whole = []
+    for _ in range(repeats):
+        recorder.restart()
+        with recorder:
             call()
+        begin = time.perf_counter()
+        call()
+        whole.append(time.perf_counter() - begin)
     recorder.add_times()
-    return dict(recorder.work)
+    return dict(recorder.work), statistics.median(whole)

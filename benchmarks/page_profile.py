@@ -49,11 +49,16 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
             *(form["best_ms"], form["gflop"], None, None, None, None, form["floor_ms"]),
         ]
         yield table(HEADER, [*map(_row, form["rows"]), total])
-        yield f"Between the operations: {number(form['between_ms'])} ms."
+        yield (
+            f"A call that follows another of the same form takes {number(form['call_ms'])} ms, "
+            f"{number(form['between_ms'])} ms of it between the operations."
+        )
     yield (
         "Each operation is timed by itself: the sums of the medians, and of the shortest times. "
-        "What the logits take beyond the medians lies between the operations. CARAFE of the "
-        "authors' order is elementwise: its multiply-adds count as bytes."
+        "What a call takes beyond the medians lies between the operations. In turn with the other "
+        "form, as in the first table, a call takes longer than after one of its own: it finds "
+        "neither its weights in the cache nor its memory at hand. CARAFE of the authors' order is "
+        "elementwise: its multiply-adds count as bytes."
     )
     yield origin(result, COMMAND)
 
@@ -93,10 +98,10 @@ def _limit(deployed: dict[str, Any], goal: dict[str, Any]) -> str:
         + (f" and the label map {number(after)} ms" if after else "")
         + f", together {number(needed)} ms: "
         + (
-            "**these operations of PyTorch cannot meet the target on this machine**, whatever "
-            "their order; only fewer of them or compiled ones could."
+            "**these operations of PyTorch cannot meet the target on this machine**; only fewer "
+            "of them or compiled ones could."
             if needed > goal["target_ms"]
-            else "these operations could meet the target, if all were always at their best."
+            else "these operations would meet the target only if all were always at their best."
         )
     )
 
