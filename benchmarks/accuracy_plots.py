@@ -25,6 +25,8 @@ _PALETTE = (
     "#8B1A1A",
     "#000080",
     "#9E9E00",
+    "#8C6BB1",
+    "#00B3A4",
 )
 _COLORS = dict(zip(ARMS, _PALETTE, strict=True))
 

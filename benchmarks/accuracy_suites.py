@@ -16,6 +16,7 @@ _CLASSIFIER, _CLASS, _FEATURE = (
 )
 _SLOW = "SOLVER.OFFSET_LR_FACTOR"
 _NORM = "MODEL.SEM_SEG_HEAD.CLASS_NORM"
+_INIT = "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD"
 ARMS: dict[str, Overrides] = {
     "plain": {_CLASSIFIER: "plain"},
     "class": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False},
@@ -33,6 +34,12 @@ ARMS: dict[str, Overrides] = {
     "class_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1, _NORM: False},
     "both_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1, _NORM: False},
     "free": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False, _NORM: False},
+    # Projections that are zero at first: all begin as the classifier without offsets does.
+    "both_zero": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _INIT: 0.0},
+    "both_free_zero": {
+        **{_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True},
+        **{_SLOW: 0.1, _NORM: False, _INIT: 0.0},
+    },
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")
 ARM_TITLES = {
@@ -46,6 +53,8 @@ ARM_TITLES = {
     "class_free": "class offset, slow projections, no norm",
     "both_free": "both offsets, slow projections, no norm",
     "free": "neither offset, no norm",
+    "both_zero": "both offsets, projections from zero",
+    "both_free_zero": "both offsets, slow projections from zero, no norm",
 }
 
 
@@ -107,6 +116,17 @@ def _scenes(percent: int) -> Overrides:
     }
 
 
+_SCENES: Overrides = {
+    **_COMMON,
+    "SOLVER.BASE_LR": 0.0005,
+    "SOLVER.IMS_PER_BATCH": 4,
+    "INPUT.CROP.SIZE": [96, 128],
+    "INPUT.RESIZE.RATIO_RANGE": [0.5, 0.75],
+    "INPUT.RESIZE.SCALE_TEST": [128, 96],
+    # It would vary the looks of the classes where the scenes are to have none of it.
+    "INPUT.PHOTOMETRIC_DISTORTION": False,
+}
+
 SUITES: dict[str, Suite] = {
     "camvid_offseg": Suite(
         title="CamVid, OffSeg decoder on MobileNetV2 with ImageNet weights",
@@ -143,18 +163,15 @@ SUITES: dict[str, Suite] = {
     "scenes": Suite(
         title="Generated scenes, OffSeg decoder on MobileNetV2 with ImageNet weights",
         config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
-        recipe={
-            **_COMMON,
-            **_length(400, 40),
-            "SOLVER.BASE_LR": 0.0005,
-            "SOLVER.IMS_PER_BATCH": 4,
-            "INPUT.CROP.SIZE": [96, 128],
-            "INPUT.RESIZE.RATIO_RANGE": [0.5, 0.75],
-            "INPUT.RESIZE.SCALE_TEST": [128, 96],
-            # It would vary the looks of the classes where the scenes are to have none of it.
-            "INPUT.PHOTOMETRIC_DISTORTION": False,
-        },
+        recipe={**_SCENES, **_length(400, 40)},
         curve_set="shapes_v*_val",
         conditions={f"v{percent}": (percent / 100, _scenes(percent)) for percent in (0, 50, 100)},
+    ),
+    "scenes_long": Suite(
+        title="Generated scenes of full variation, four times as long",
+        config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
+        recipe={**_SCENES, **_length(1600, 160)},
+        curve_set="shapes_v*_val",
+        conditions={"v100": (1.0, _scenes(100))},
     ),
 }

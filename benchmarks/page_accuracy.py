@@ -41,6 +41,12 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         "norm* (`free`) is a linear classifier without bias and dropout. These two and the arms "
         "with slow projections were added when the first results had come out."
     )
+    yield (
+        "Arms *from zero* (`--arms both_zero both_free_zero`): the projections are zero at first "
+        "(`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`), so that training begins without offsets; "
+        "otherwise the features' mean, which all classes see alike, moves them further at first "
+        "than they lie apart."
+    )
     for name in (name for name in SUITES if name in result):
         rows = result[name]["rows"]
         yield f"### {result[name]['title']}"

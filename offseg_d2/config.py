@@ -127,6 +127,9 @@ def _add_head_keys(cfg: CN) -> None:
     # Per-pixel offset classifier: layer norm over the class scores, as the authors' models have it;
     # the paper's text has none.
     head.CLASS_NORM = True
+    # Standard deviation of the first weights of the offsets' projections; with 0 a model begins
+    # without offsets.
+    head.OFFSET_INIT_STD = 0.02
     # Channel dropout before the plain classifier (the offset classifier has none).
     head.DROPOUT = 0.1
     # Name in the pixel decoder registry.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offseg_d2.layers import ChannelDropout
-from offseg_d2.modeling.offset_learning import OffsetLearning
+from offseg_d2.modeling.offset_learning import INIT_STD, OffsetLearning
 
 
 class OffsetClassifier(nn.Module):
@@ -26,6 +26,7 @@ class OffsetClassifier(nn.Module):
         feature_offset: move each pixel towards the classes it resembles.
         class_norm: normalise the class scores of each pixel, which the paper's models do, but its
             text does not tell. None of K normalised scores exceeds sqrt(K - 1) times its gain.
+        offset_init_std: of the projections, see :class:`OffsetLearning`.
     """
 
     def __init__(
@@ -36,12 +37,16 @@ class OffsetClassifier(nn.Module):
         class_offset: bool = True,
         feature_offset: bool = True,
         class_norm: bool = True,
+        offset_init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
         self.class_representations = nn.Parameter(torch.empty(num_classes, dim))
         nn.init.normal_(self.class_representations, std=0.02)
         self.offset_learning = OffsetLearning(
-            dim, class_offset=class_offset, feature_offset=feature_offset
+            dim,
+            class_offset=class_offset,
+            feature_offset=feature_offset,
+            init_std=offset_init_std,
         )
         self.norm = nn.LayerNorm(num_classes) if class_norm else nn.Identity()
 
@@ -88,12 +93,23 @@ class OffsetMaskPredictor(nn.Module):
         dim: C, channels of mask embeddings and mask features.
         class_offset: move each mask embedding towards the pixels that resemble it.
         feature_offset: move each pixel towards the mask embeddings it resembles.
+        offset_init_std: of the projections, see :class:`OffsetLearning`.
     """
 
-    def __init__(self, dim: int, *, class_offset: bool = True, feature_offset: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        class_offset: bool = True,
+        feature_offset: bool = True,
+        offset_init_std: float = INIT_STD,
+    ) -> None:
         super().__init__()
         self.offset_learning = OffsetLearning(
-            dim, class_offset=class_offset, feature_offset=feature_offset
+            dim,
+            class_offset=class_offset,
+            feature_offset=feature_offset,
+            init_std=offset_init_std,
         )
 
     def forward(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
@@ -132,6 +148,7 @@ def build_classifier(
     class_offset: bool = True,
     feature_offset: bool = True,
     class_norm: bool = True,
+    offset_init_std: float = INIT_STD,
     dropout: float = 0.1,
 ) -> nn.Module:
     """The classifier that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
@@ -143,6 +160,7 @@ def build_classifier(
         class_offset: see :class:`OffsetClassifier`.
         feature_offset: see :class:`OffsetClassifier`.
         class_norm: see :class:`OffsetClassifier`.
+        offset_init_std: see :class:`OffsetClassifier`.
         dropout: see :class:`PlainClassifier`.
 
     Raises:
@@ -155,6 +173,7 @@ def build_classifier(
             class_offset=class_offset,
             feature_offset=feature_offset,
             class_norm=class_norm,
+            offset_init_std=offset_init_std,
         ),
         "plain": lambda: PlainClassifier(dim, num_classes, dropout=dropout),
     }
@@ -162,7 +181,12 @@ def build_classifier(
 
 
 def build_mask_predictor(
-    name: str, dim: int, *, class_offset: bool = True, feature_offset: bool = True
+    name: str,
+    dim: int,
+    *,
+    class_offset: bool = True,
+    feature_offset: bool = True,
+    offset_init_std: float = INIT_STD,
 ) -> nn.Module:
     """The mask predictor that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
 
@@ -171,13 +195,17 @@ def build_mask_predictor(
         dim: C, channels of mask embeddings and mask features.
         class_offset: see :class:`OffsetMaskPredictor`.
         feature_offset: see :class:`OffsetMaskPredictor`.
+        offset_init_std: see :class:`OffsetMaskPredictor`.
 
     Raises:
         ValueError: if ``name`` is neither.
     """
     choices: dict[str, Callable[[], nn.Module]] = {
         "offset": lambda: OffsetMaskPredictor(
-            dim, class_offset=class_offset, feature_offset=feature_offset
+            dim,
+            class_offset=class_offset,
+            feature_offset=feature_offset,
+            offset_init_std=offset_init_std,
         ),
         "plain": PlainMaskPredictor,
     }

@@ -32,6 +32,8 @@ a transposed view of a (B, C, H, W) map does, no copy is needed.
 import torch
 from torch import Tensor, nn
 
+INIT_STD = 0.02  # of the authors' models
+
 
 class OffsetLearning(nn.Module):
     """Aligns pixel features and class representations with each other, image by image.
@@ -40,16 +42,32 @@ class OffsetLearning(nn.Module):
         dim: C.
         class_offset: move the class representations (eq. W').
         feature_offset: move the pixel features (eq. X').
+        init_std: standard deviation of the projections' first weights. 0: nothing is moved at
+            first, as by the classifier without offsets.
+
+    Raises:
+        ValueError: if ``init_std`` is negative.
     """
 
-    def __init__(self, dim: int, *, class_offset: bool = True, feature_offset: bool = True) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        class_offset: bool = True,
+        feature_offset: bool = True,
+        init_std: float = INIT_STD,
+    ) -> None:
         super().__init__()
+        if not init_std >= 0:
+            raise ValueError(
+                f"`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be at least 0, but is {init_std}."
+            )
         # A switched-off branch owns no weights: unused parameters would stall distributed training.
         self.class_offset_proj = nn.Linear(dim, dim, bias=False) if class_offset else None
         self.feature_offset_proj = nn.Linear(dim, dim, bias=False) if feature_offset else None
         for proj in (self.class_offset_proj, self.feature_offset_proj):
             if proj is not None:
-                nn.init.normal_(proj.weight, std=0.02)
+                nn.init.normal_(proj.weight, std=init_std)
 
     def forward(self, pixel_features: Tensor, representations: Tensor) -> tuple[Tensor, Tensor]:
         """The method as the paper writes it.

@@ -16,6 +16,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from offseg_d2.modeling.classifiers import OffsetClassifier
+from offseg_d2.modeling.offset_learning import INIT_STD
 
 PREDICTOR = "predictor"
 
@@ -27,6 +28,7 @@ def replace_classifier(
     class_offset: bool = True,
     feature_offset: bool = True,
     class_norm: bool = True,
+    offset_init_std: float = INIT_STD,
 ) -> OffsetClassifier:
     """Put an :class:`OffsetClassifier` in place of the final 1x1 convolution, in ``model`` itself.
 
@@ -40,6 +42,7 @@ def replace_classifier(
         class_offset: see :class:`OffsetClassifier`.
         feature_offset: see :class:`OffsetClassifier`.
         class_norm: see :class:`OffsetClassifier`.
+        offset_init_std: see :class:`OffsetClassifier`.
 
     Returns:
         the new classifier, (B, C, H, W) -> (B, K, H, W) as the convolution.
@@ -65,6 +68,7 @@ def replace_classifier(
         class_offset=class_offset,
         feature_offset=feature_offset,
         class_norm=class_norm,
+        offset_init_std=offset_init_std,
     ).to(convolution.weight)
     classifier.train(convolution.training)
     setattr(model.get_submodule(parent_path), name, classifier)
@@ -94,6 +98,7 @@ def HostHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
             class_offset=keys.CLASS_OFFSET,
             feature_offset=keys.FEATURE_OFFSET,
             class_norm=keys.CLASS_NORM,
+            offset_init_std=keys.OFFSET_INIT_STD,
         )
     return head
 

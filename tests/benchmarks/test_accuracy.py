@@ -73,8 +73,9 @@ def test_recipes_of_the_arms_differ_in_the_classifier_alone():
             plain = next(r for r in some if (r.condition, r.arm) == (run.condition, "plain"))
             changed = {k for k, v in run.recipe.items() if plain.recipe.get(k) != v}
             also = {
-                "SOLVER.OFFSET_LR_FACTOR": run.arm.endswith(("_slow", "_free")),
-                "MODEL.SEM_SEG_HEAD.CLASS_NORM": run.arm.endswith("free"),
+                "SOLVER.OFFSET_LR_FACTOR": "_slow" in run.arm or "_free" in run.arm,
+                "MODEL.SEM_SEG_HEAD.CLASS_NORM": "free" in run.arm,
+                "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD": run.arm.endswith("_zero"),
             }
             allowed = set(accuracy_suites.ARMS["both"]) | {
                 key for key, is_so in also.items() if is_so

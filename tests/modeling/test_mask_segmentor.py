@@ -209,6 +209,10 @@ def test_ablation_switches_reach_the_mask_predictor():
     model = small_mask2former("MODEL.SEM_SEG_HEAD.CLASS_OFFSET", False)
     learning = model.sem_seg_head.predictor.mask_predictor.offset_learning
     assert learning.class_offset_proj is None and learning.feature_offset_proj is not None
+    opts = (*SMALL_MASK2FORMER, "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD", 0.0)
+    model = build_offseg(*opts, model="mask2former_offseg_t")
+    learning = model.sem_seg_head.predictor.mask_predictor.offset_learning
+    assert all(not parameter.any() for parameter in learning.parameters())
 
 
 def test_configuration_reaches_head_and_criterion():

@@ -225,6 +225,21 @@ def test_projections_have_no_bias_and_start_at_std_0_02():
         assert parameter.abs().max().item() > 0.07  # normal, not cut at two deviations
 
 
+def test_projections_that_start_at_zero_move_nothing_at_first_and_learn():
+    learning = OffsetLearning(6, init_std=0.0).double()
+    pixels, classes = torch.randn(2, 5, 6).double(), torch.randn(3, 6).double()
+    scores = learning.scores(pixels, classes)
+    assert_close(scores, pixels @ classes.mT, 1e-12)
+    scores.square().sum().backward()
+    assert all(parameter.grad.abs().max() > 1e-3 for parameter in learning.parameters())
+
+
+@pytest.mark.parametrize("std", [-0.1, float("nan")])
+def test_a_spread_of_first_weights_that_is_none_is_refused(std):
+    with pytest.raises(ValueError, match=r"`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be at least"):
+        OffsetLearning(6, init_std=std)
+
+
 def test_a_transposed_map_is_accepted_as_a_view():
     learning = make(4)
     features = numbers(2, 4, 3, 5)

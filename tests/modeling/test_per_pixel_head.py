@@ -102,6 +102,8 @@ def test_configuration_reaches_classifier_and_loss():
     assert isinstance(head.classifier.norm, torch.nn.LayerNorm)
     free = build_head("MODEL.SEM_SEG_HEAD.CLASS_NORM", False)
     assert not list(free.classifier.norm.parameters())
+    still = build_head("MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD", 0.0).classifier
+    assert all(not p.any() for p in still.offset_learning.parameters())
     assert (head.ignore_value, head.loss_weight) == (99, 0.5)
     plain = build_head(
         "MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain", "MODEL.SEM_SEG_HEAD.DROPOUT", 0.3

@@ -90,11 +90,12 @@ def test_plain_host_is_the_head_itself_and_only_the_predictor_differs(host):
 def test_function_replaces_in_a_built_model():
     model = build_model(make_cfg("SemSegFPNHead", name="SemSegFPNHead"))
     old = model.sem_seg_head.predictor
-    new = replace_classifier(model, feature_offset=False, class_norm=False)
+    new = replace_classifier(model, feature_offset=False, class_norm=False, offset_init_std=0.0)
     assert model.sem_seg_head.predictor is new is not old
     assert new.class_representations.shape == (NUM_CLASSES, 32)
     assert new.offset_learning.feature_offset_proj is None
     assert not list(new.norm.parameters())
+    assert not new.offset_learning.class_offset_proj.weight.any()
 
 
 def test_classifier_takes_over_type_and_mode():

@@ -57,6 +57,7 @@ class PerPixelHead(nn.Module):
                 class_offset=head.CLASS_OFFSET,
                 feature_offset=head.FEATURE_OFFSET,
                 class_norm=head.CLASS_NORM,
+                offset_init_std=head.OFFSET_INIT_STD,
                 dropout=head.DROPOUT,
             ),
             "ignore_value": head.IGNORE_VALUE,

@@ -190,6 +190,7 @@ class MaskedAttentionDecoder(nn.Module):
                 dim,
                 class_offset=head.CLASS_OFFSET,
                 feature_offset=head.FEATURE_OFFSET,
+                offset_init_std=head.OFFSET_INIT_STD,
             ),
             "num_queries": keys.NUM_OBJECT_QUERIES,
             "num_levels": num_levels,
