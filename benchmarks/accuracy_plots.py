@@ -1,5 +1,6 @@
 """Plots of the accuracy experiment: convergence of each arm, and gain against variation."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -137,7 +138,7 @@ def draw_gain(rows: Sequence[Row], suite: Suite) -> Figure:
                 axes.plot([place] * len(values), values, ".", color=_COLORS[arm], alpha=0.5)
         if points:
             x, means = [p for p, _ in points], [e.mean for _, e in points]
-            bars = [e.half_width if e.count > 2 else 0.0 for _, e in points]
+            bars = [e.half_width if e.count > 2 else math.nan for _, e in points]
             axes.errorbar(x, means, bars, color=_COLORS[arm], label=arm, marker="o", capsize=3)
     axes.set(
         xlabel="within-class variation between images",

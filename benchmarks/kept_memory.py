@@ -30,7 +30,7 @@ from detectron2.modeling import build_model
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
 from offseg_d2.deploy import optimize
-from offseg_d2.process_memory import keep_freed_memory
+from offseg_d2.process_memory import keep_freed_memory, own_settings
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = ("offseg_mobilenetv2", "segformer_b0", "segnext_t")
@@ -142,6 +142,8 @@ def main() -> None:
     if args.case:
         work(args)
         return
+    if own := own_settings():
+        sys.exit(f"`{own[0]}` must not be set for this benchmark: it decides what is kept.")
     if not keep_freed_memory():
         sys.exit("The C library of this process cannot be told to keep freed memory.")
     result = {**machine(), "threads": args.threads, "calls": args.calls}

@@ -33,6 +33,7 @@ class Work:
         macs: multiply-adds of convolutions and products.
         gelus: values that GELU is applied to, also those in the pass of a convolution or product.
         bytes: read and written, each operation by itself.
+        other_bytes: those of operations with neither multiply-adds nor GELU.
         seconds: the sum over the operations of their median times.
         best: the sum of their shortest times.
     """
@@ -41,6 +42,7 @@ class Work:
     macs: int = 0
     gelus: int = 0
     bytes: int = 0
+    other_bytes: int = 0
     seconds: float = 0.0
     best: float = 0.0
 
@@ -98,14 +100,21 @@ class _Recorder(TorchDispatchMode):
         self.work: dict[str, Work] = defaultdict(Work)
         self._kinds: list[str] = []
         self._times: list[list[float]] = []
-        self._position = 0
+        self._position, self._is_repeat = 0, False
 
     def restart(self) -> None:
-        """The next call does the same operations again, whose kinds are known by now."""
-        self._position = 0
+        """The next call does the same operations again, whose kinds are known by now.
+
+        Raises:
+            RuntimeError: the last one did fewer.
+        """
+        if self._position != len(self._kinds):
+            raise RuntimeError("a later call does fewer operations than the first one.")
+        self._position, self._is_repeat = 0, True
 
     def add_times(self) -> None:
         """Put the times of all calls into ``work``."""
+        self.restart()
         for kind, times in zip(self._kinds, self._times, strict=True):
             self.work[kind].seconds += statistics.median(times)
             self.work[kind].best += min(times)
@@ -117,11 +126,13 @@ class _Recorder(TorchDispatchMode):
         if func.is_view:
             return func(*args, **kwargs)
         position, self._position = self._position, self._position + 1
-        if position < len(self._kinds):
+        if position < len(self._kinds) and self._is_repeat:
             begin = time.perf_counter()
             out = func(*args, **kwargs)
             self._times[position].append(time.perf_counter() - begin)
             return out
+        if self._is_repeat:
+            raise RuntimeError("a later call does more operations than the first one.")
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").removesuffix("_")
         macs = RULES[name](args, out) if name in RULES else {}
@@ -130,10 +141,14 @@ class _Recorder(TorchDispatchMode):
         self._times.append([])
         work = self.work[kind]
         work.calls += 1
-        work.macs += macs.get(CONVOLUTION, 0) + macs.get(MATRIX, 0)
-        work.gelus += _gelus(name, out, args)
+        products = macs.get(CONVOLUTION, 0) + macs.get(MATRIX, 0)
+        work.macs += products
+        gelus = _gelus(name, out, args)
+        work.gelus += gelus
         tensors = {id(x): x for x in _tensors((args, tuple(kwargs.values()), out))}
-        work.bytes += sum(x.numel() * x.element_size() for x in tensors.values())
+        size = sum(x.numel() * x.element_size() for x in tensors.values())
+        work.bytes += size
+        work.other_bytes += 0 if gelus or products else size
         return out
 
 
@@ -158,6 +173,9 @@ def profile_kinds(
     Returns:
         the work by kind, and the median seconds of a call whose operations are not timed, each of
         which follows one whose operations are.
+
+    Raises:
+        RuntimeError: the calls do not do the same operations.
     """
     call()
     recorder = _Recorder()

@@ -10,7 +10,8 @@ from page import machine_line, section
 # kind of plot (accuracy_plots.py) -> what it shows
 _PLOTS = {
     "convergence": "Scores and loss while training: mean and range over seeds.",
-    "gain": "Difference to plain by the variation within classes: seeds, mean, 95 % interval.",
+    "gain": "Difference to plain by the variation within classes: seeds, mean, and 95 % interval "
+    "from three seeds on.",
 }
 
 

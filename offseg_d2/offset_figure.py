@@ -172,27 +172,28 @@ def _draw_class_offsets(
     rows = [trace.row_of(index) for index in present]
     whole, own = (x.cpu().numpy()[rows] for x in offset_lengths(trace))
     colors = class_colors(metadata)[present] / 255
-    if trace.norm is not None:
+    if trace.compares_classes:
         axis.barh(range(len(present)), whole, color="0.85")
     axis.barh(range(len(present)), own, color=colors, edgecolor="0.3")
     axis.set_yticks(range(len(present)), [class_names(metadata)[i] for i in present])
     title = "length of the class offset / of the class vector"
     own_part = "grey: all of it; coloured: less what all share"
-    axis.set_title(title + (f"\n{own_part}" if trace.norm is not None else ""), fontsize=11)
+    axis.set_title(title + (f"\n{own_part}" if trace.compares_classes else ""), fontsize=11)
 
 
 def offset_lengths(trace: OffsetTrace) -> tuple[Tensor, Tensor]:
     """Length of each class offset over that of its class vector, whole and without the common part.
 
-    What moves all class vectors alike changes all scores of a pixel alike, and the norm of the
-    class scores takes that away. The mask-query form has no such norm, and no common part.
+    What moves all class vectors alike changes all scores of a pixel alike, which neither the norm
+    of the class scores nor a comparison of the scores sees. Masks are not compared with each
+    other, so that the mask-query form has no common part.
 
     Returns:
         two (K,) tensors.
     """
     lengths = trace.representations.norm(dim=1).clamp_min(1e-12)
     offset = trace.class_offset
-    own = offset if trace.norm is None else offset - offset.mean(dim=0)
+    own = offset - offset.mean(dim=0) if trace.compares_classes else offset
     return offset.norm(dim=1) / lengths, own.norm(dim=1) / lengths
 
 
@@ -232,7 +233,7 @@ def _draw_class_vectors(axis: Axes, images: Sequence[TracedImage], metadata: Met
                      label=class_names(metadata)[index])  # fmt: skip
         axis.scatter(*start[mine].T, color="black", marker="x", s=30, zorder=3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    what = "without their mean, " if images[0].trace.norm is not None else ""
+    what = "without their mean, " if images[0].trace.compares_classes else ""
     axis.set_title(
         f"class vectors before (x) and after the offset, one dot for each image\n"
         f"({what}PCA, {100 * shares.sum():.0f} % of the variance; images: {len(images)})",
@@ -242,7 +243,7 @@ def _draw_class_vectors(axis: Axes, images: Sequence[TracedImage], metadata: Met
 
 def _vectors(trace: OffsetTrace, classes: Sequence[int], moved: bool) -> Tensor:
     vectors = trace.aligned_classes if moved else trace.representations
-    if trace.norm is not None:  # see offset_lengths
+    if trace.compares_classes:  # see offset_lengths
         vectors = vectors - vectors.mean(dim=0)
     return vectors[[trace.row_of(index) for index in classes]].detach().cpu()
 

@@ -42,6 +42,11 @@ class OffsetTrace:
     image_size: tuple[int, int]
     class_probabilities: Tensor | None = None
 
+    @property
+    def compares_classes(self) -> bool:
+        """Whether the scores of a pixel are compared with each other, as in the per-pixel form."""
+        return self.class_probabilities is None
+
     @cached_property
     def coupled_similarity(self) -> Tensor:
         """A = X W^T (eq. A): (N, K)."""

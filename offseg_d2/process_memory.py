@@ -16,7 +16,10 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # parameters of mallopt(3)
 _LARGEST_KEPT_BLOCK = 32 << 20
 _LARGEST_INT = 2**31 - 1
 # What people set who have an opinion on this themselves; the other allocators ignore mallopt.
-_OWN_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TOP_PAD_")
+_OWN_SETTINGS = tuple(
+    f"MALLOC_{name}_" for name in ("TRIM_THRESHOLD", "MMAP_THRESHOLD", "TOP_PAD", "MMAP_MAX")
+)
+SWITCH = "OFFSEG_D2_KEEP_FREED_MEMORY"  # environment: "0" leaves the C library alone
 _IN_SETTINGS = {"GLIBC_TUNABLES": "glibc.malloc.", "LD_PRELOAD": "malloc"}
 
 
@@ -25,10 +28,8 @@ def keep_freed_memory(limit: int = 1 << 30) -> bool:
 
     This concerns the process as a whole, processes that it forks included. Hence only command line
     programs call it, never what others import: training and evaluation where the CPU computes, the
-    demo and the web page on any device, for they work on images there. An allocator that was
-    preloaded and settings of the environment (``MALLOC_TRIM_THRESHOLD_``,
-    ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_TOP_PAD_``, ``GLIBC_TUNABLES``) are left alone.
-    ``benchmarks/kept_memory.py`` tells what it gains.
+    demo and the web page on any device, for they work on images there. Nothing is changed where
+    :func:`own_settings` finds something. ``benchmarks/kept_memory.py`` tells what it gains.
 
     Args:
         limit: bytes at the end of the heap that are not given back. What is free below a block in
@@ -38,11 +39,11 @@ def keep_freed_memory(limit: int = 1 << 30) -> bool:
         whether the C library has taken the setting; only GNU's knows it.
 
     Raises:
-        ValueError: if ``limit`` is not positive.
+        ValueError: if ``limit`` is not positive, or the variable ``SWITCH`` neither 0 nor 1.
     """
     if limit < 1:
         raise ValueError(f"`limit` must be positive, but is {limit}.")
-    own = _settings_of_the_user()
+    own = own_settings()
     library = ctypes.CDLL(None) if os.name == "posix" else None
     mallopt = getattr(library, "mallopt", None)
     if own or mallopt is None:
@@ -52,7 +53,21 @@ def keep_freed_memory(limit: int = 1 << 30) -> bool:
     return bool(kept and mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT_BLOCK))
 
 
-def _settings_of_the_user() -> list[str]:
-    """Names of the variables of the environment that say how memory is to be dealt with."""
-    found = [name for name in _OWN_SETTINGS if name in os.environ]
+def own_settings() -> list[str]:
+    """Variables of the environment by which users say how memory is to be dealt with.
+
+    Returns:
+        names: ``SWITCH`` if it is 0; settings of GNU's allocator that concern what it gives back
+        (``MALLOC_TRIM_THRESHOLD_``, ``MALLOC_MMAP_THRESHOLD_``, ``MALLOC_MMAP_MAX_``,
+        ``MALLOC_TOP_PAD_``, ``GLIBC_TUNABLES`` where it names ``glibc.malloc``); ``LD_PRELOAD``
+        where it names an allocator.
+
+    Raises:
+        ValueError: if ``SWITCH`` is neither 0 nor 1.
+    """
+    switch = os.environ.get(SWITCH, "1")
+    if switch not in ("0", "1"):
+        raise ValueError(f"`{SWITCH}` must be 0 or 1, but is {switch!r}.")
+    found = [SWITCH] if switch == "0" else []
+    found += [name for name in _OWN_SETTINGS if name in os.environ]
     return found + [n for n, text in _IN_SETTINGS.items() if text in os.environ.get(n, "")]

@@ -88,6 +88,17 @@ def test_incomplete_weights_are_refused_naming_the_first_that_lacks(weights, tmp
         Predictor(cfg)
 
 
+@pytest.mark.parametrize(
+    ("key", "rest"),
+    [("CLASS_NORM", "norm.weight"), ("FEATURE_OFFSET", "offset_learning.feature_offset_proj")],
+)
+def test_weights_of_offsets_that_the_model_has_not_are_refused(weights, key, rest):
+    """It would score, but as no model that was trained."""
+    opts = [*SMALL, f"MODEL.SEM_SEG_HEAD.{key}", False, "MODEL.WEIGHTS", str(weights)]
+    with pytest.raises(CheckpointError, match=rf"last layer, .*`sem_seg_head\.classifier\.{rest}"):
+        Predictor(load_config(str(CONFIG), opts))
+
+
 def test_pictures_keep_the_names_and_sizes_of_their_images(demo, images, tmp_path):
     status, out, _ = demo("--input", images, "--output", tmp_path / "out")
     assert status == 0

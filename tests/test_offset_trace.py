@@ -1,5 +1,6 @@
 """What the offsets do to an image: the terms, and the picture of them."""
 
+import dataclasses
 import subprocess
 import sys
 
@@ -62,13 +63,15 @@ def test_terms_by_hand():
     assert torch.equal(trace.labels(), torch.tensor([[0] * 4 + [1] * 4] * 4))
 
 
-def test_common_part_of_class_offsets_is_left_out_only_where_a_norm_takes_it_away():
-    whole, own = offset_lengths(by_hand())
+def test_common_part_of_class_offsets_is_left_out_only_where_classes_are_compared():
+    masks = dataclasses.replace(by_hand(), class_probabilities=torch.eye(2))
+    whole, own = offset_lengths(masks)
     assert_close(whole, torch.tensor([0.1, 0.1]))
     assert_close(own, whole)
-    whole, own = offset_lengths(by_hand(nn.LayerNorm(2)))
-    assert_close(whole, torch.tensor([0.1, 0.1]))
-    assert_close(own, torch.full((2,), 2**0.5 / 20))  # (2, 0) less the mean (1, 1)
+    for trace in (by_hand(), by_hand(nn.LayerNorm(2)), by_hand(nn.Identity())):
+        whole, own = offset_lengths(trace)
+        assert_close(whole, torch.tensor([0.1, 0.1]))
+        assert_close(own, torch.full((2,), 2**0.5 / 20))  # (2, 0) less the mean (1, 1)
 
 
 def test_terms_give_the_logits_of_the_model():

@@ -10,10 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from offseg_d2.process_memory import keep_freed_memory
+from offseg_d2.process_memory import SWITCH, keep_freed_memory, own_settings
 from tests.common import ROOT
 
 SETTING = "MALLOC_MMAP_THRESHOLD_"
+OTHERS = (
+    *("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"),
+    *("MALLOC_MMAP_MAX_", SWITCH),
+)
 # Six tensors of 8 MB each, again and again: page faults of the last round.
 PROGRAM = """
 import json, os, resource, sys
@@ -35,7 +39,7 @@ print(json.dumps([kept, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - bef
 def last_round(way: str) -> tuple[bool | None, int]:
     # GNU's C library gives all of it back at once; by itself it changes that as it goes.
     env = {**os.environ, SETTING: str(128 << 10)}
-    for name in ("LD_PRELOAD", "GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"):
+    for name in OTHERS:
         env.pop(name, None)
     command = [sys.executable, "-c", PROGRAM, way]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, env=env)
@@ -64,9 +68,8 @@ def mallopt(monkeypatch):
             return 1
 
     monkeypatch.setattr("offseg_d2.process_memory.ctypes.CDLL", lambda name: Library)
-    for name in (SETTING, "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "GLIBC_TUNABLES"):
+    for name in (SETTING, *OTHERS):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("LD_PRELOAD", "")
     return calls
 
 
@@ -80,14 +83,25 @@ def test_limit_and_largest_block_are_told_to_the_c_library(mallopt):
     [
         (SETTING, "65536"),
         ("MALLOC_TRIM_THRESHOLD_", "65536"),
+        ("MALLOC_MMAP_MAX_", "65536"),
+        (SWITCH, "0"),
         ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=1"),
         ("LD_PRELOAD", "/usr/lib/libjemalloc.so.2"),
     ],
 )
 def test_settings_of_the_user_are_left_alone(mallopt, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
+    assert own_settings() == [name]
     assert keep_freed_memory() is False
     assert not mallopt
+
+
+def test_switch_has_two_values(mallopt, monkeypatch):
+    monkeypatch.setenv(SWITCH, "1")
+    assert keep_freed_memory()
+    monkeypatch.setenv(SWITCH, "no")
+    with pytest.raises(ValueError, match=f"`{SWITCH}` must be 0 or 1, but is 'no'"):
+        keep_freed_memory()
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -14,6 +14,7 @@ Differences from Detectron2's ``DetectionCheckpointer``, whose interface stays:
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,6 +34,11 @@ from .safe_load import CheckpointError, CorruptCheckpointError, load_checkpoint_
 from .state_dicts import check_fit, to_state_dict
 
 logger = logging.getLogger(__name__)
+
+# Of the last layer, where a model may be told to have less than the file: it would score otherwise.
+_OFFSET_WEIGHTS = re.compile(
+    r"(^|\.)(classifier|predictor|mask_predictor)\.(norm|offset_learning)\."
+)
 
 # Renames the entries of a foreign state dict to those of the model; others it returns unchanged.
 StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
@@ -284,6 +290,13 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"Checkpoint file `{self._path}` must hold all weights of the model, but lacks "
                 f"`{missing[0]}` ({len(missing)} such entries). Was it trained with another "
                 "configuration, or is it of a backbone only?"
+            )
+        unused = [k for k in incompatible.unexpected_keys if _OFFSET_WEIGHTS.search(k)]
+        if self._complete and unused:
+            raise CheckpointError(
+                f"Checkpoint file `{self._path}` must fit the model's last layer, but holds "
+                f"`{unused[0]}`, which it has not. Was it trained with other values of "
+                "`MODEL.SEM_SEG_HEAD.CLASS_OFFSET`, `FEATURE_OFFSET` or `CLASS_NORM`?"
             )
         return incompatible
 

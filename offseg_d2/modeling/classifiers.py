@@ -25,8 +25,12 @@ class OffsetClassifier(nn.Module):
         class_offset: move each class vector towards the pixels that resemble it.
         feature_offset: move each pixel towards the classes it resembles.
         class_norm: normalise the class scores of each pixel, which the paper's models do, but its
-            text does not tell. None of K normalised scores exceeds sqrt(K - 1) times its gain.
+            text does not tell. None of K normalised scores exceeds sqrt(K - 1) times its gain
+            plus its bias.
         offset_init_std: of the projections, see :class:`OffsetLearning`.
+
+    Raises:
+        ValueError: if ``offset_init_std`` is negative or not finite.
     """
 
     def __init__(
@@ -94,6 +98,9 @@ class OffsetMaskPredictor(nn.Module):
         class_offset: move each mask embedding towards the pixels that resemble it.
         feature_offset: move each pixel towards the mask embeddings it resembles.
         offset_init_std: of the projections, see :class:`OffsetLearning`.
+
+    Raises:
+        ValueError: if ``offset_init_std`` is negative or not finite.
     """
 
     def __init__(
@@ -164,7 +171,7 @@ def build_classifier(
         dropout: see :class:`PlainClassifier`.
 
     Raises:
-        ValueError: if ``name`` is neither.
+        ValueError: if ``name`` is neither, or ``offset_init_std`` is negative or not finite.
     """
     choices: dict[str, Callable[[], nn.Module]] = {
         "offset": lambda: OffsetClassifier(
@@ -198,7 +205,7 @@ def build_mask_predictor(
         offset_init_std: see :class:`OffsetMaskPredictor`.
 
     Raises:
-        ValueError: if ``name`` is neither.
+        ValueError: if ``name`` is neither, or ``offset_init_std`` is negative or not finite.
     """
     choices: dict[str, Callable[[], nn.Module]] = {
         "offset": lambda: OffsetMaskPredictor(

@@ -29,6 +29,8 @@ Shapes: B batch, K classes (or queries), N = H W pixels, C channels. Pixels come
 a transposed view of a (B, C, H, W) map does, no copy is needed.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -46,7 +48,7 @@ class OffsetLearning(nn.Module):
             first, as by the classifier without offsets.
 
     Raises:
-        ValueError: if ``init_std`` is negative.
+        ValueError: if ``init_std`` is negative or not finite.
     """
 
     def __init__(
@@ -58,9 +60,10 @@ class OffsetLearning(nn.Module):
         init_std: float = INIT_STD,
     ) -> None:
         super().__init__()
-        if not init_std >= 0:
+        if not 0 <= init_std < math.inf:
             raise ValueError(
-                f"`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be at least 0, but is {init_std}."
+                "`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be finite and at least 0, but is "
+                f"{init_std}."
             )
         # A switched-off branch owns no weights: unused parameters would stall distributed training.
         self.class_offset_proj = nn.Linear(dim, dim, bias=False) if class_offset else None

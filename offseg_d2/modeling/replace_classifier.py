@@ -49,7 +49,7 @@ def replace_classifier(
 
     Raises:
         ValueError: if ``path`` names no 1x1 convolution, or it is None and there is not exactly
-            one of that name.
+            one of that name; if ``offset_init_std`` is negative or not finite.
     """
     path = _find_predictor(model) if path is None else path
     parent_path, _, name = path.rpartition(".")

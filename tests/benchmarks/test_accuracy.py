@@ -72,15 +72,26 @@ def test_recipes_of_the_arms_differ_in_the_classifier_alone():
         for run in some:
             plain = next(r for r in some if (r.condition, r.arm) == (run.condition, "plain"))
             changed = {k for k, v in run.recipe.items() if plain.recipe.get(k) != v}
-            also = {
-                "SOLVER.OFFSET_LR_FACTOR": "_slow" in run.arm or "_free" in run.arm,
-                "MODEL.SEM_SEG_HEAD.CLASS_NORM": "free" in run.arm,
-                "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD": run.arm.endswith("_zero"),
+            has_offsets = run.arm != "plain"
+            values = {
+                "MODEL.SEM_SEG_HEAD.CLASSIFIER": "offset" if has_offsets else None,
+                "MODEL.SEM_SEG_HEAD.CLASS_OFFSET": _has(run.arm, "class") if has_offsets else None,
+                "MODEL.SEM_SEG_HEAD.FEATURE_OFFSET": (
+                    _has(run.arm, "feature") if has_offsets else None
+                ),
+                "SOLVER.OFFSET_LR_FACTOR": (
+                    0.1 if "_slow" in run.arm or "_free" in run.arm else None
+                ),
+                "MODEL.SEM_SEG_HEAD.CLASS_NORM": False if "free" in run.arm else None,
+                "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD": 0.0 if run.arm.endswith("_zero") else None,
             }
-            allowed = set(accuracy_suites.ARMS["both"]) | {
-                key for key, is_so in also.items() if is_so
-            }
-            assert changed <= allowed
+            assert {key: run.recipe.get(key) for key in changed} == {
+                key: value for key, value in values.items() if value is not None
+            }, run.arm
+
+
+def _has(arm: str, offset: str) -> bool:
+    return arm.startswith((offset, "both"))
 
 
 @pytest.mark.parametrize("name", accuracy_suites.SUITES)

@@ -9,6 +9,7 @@ import inference_profile
 import operation_kinds as kinds
 import pytest
 import torch
+import torch.nn.functional as F
 from make_page import load_sections, make_page
 from torch import nn
 
@@ -72,6 +73,24 @@ def test_gelu_is_counted_alone_and_in_the_pass_of_a_layer() -> None:
     assert (work[kinds.LINEAR].gelus, work[kinds.REST].gelus) == (30, 30)
 
 
+def test_bytes_beside_products_and_gelu_are_told_apart() -> None:
+    values = torch.ones(8)
+    work, _ = kinds.profile_kinds(nn.GELU(), lambda: F.gelu(values) + values, 1)
+    assert (work[kinds.REST].bytes, work[kinds.REST].other_bytes) == (2 * 32 + 3 * 32, 3 * 32)
+
+
+@pytest.mark.parametrize(("first", "later", "how"), [(3, 2, "fewer"), (2, 3, "more")])
+def test_calls_that_differ_are_refused(first: int, later: int, how: str) -> None:
+    counts, values = iter([1, first, later, later, later]), torch.ones(2)
+
+    def call() -> None:
+        for _ in range(next(counts)):
+            values.sin()
+
+    with pytest.raises(RuntimeError, match=f"does {how} operations"):
+        kinds.profile_kinds(nn.Identity(), call, 1)
+
+
 @torch.no_grad()
 def test_times_of_a_kind_are_medians_and_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two operations, three calls: of 1, 5, 2 and 10, 30, 20 seconds; whole calls 40, 50, 60."""
@@ -85,15 +104,17 @@ def test_times_of_a_kind_are_medians_and_the_best(monkeypatch: pytest.MonkeyPatc
 
 def test_floor_is_the_peak_for_products_and_the_copy_for_all_else() -> None:
     work = {
-        kinds.LINEAR: kinds.Work(2, 10**9, 0, 8, 0.02, 0.015),
-        kinds.DEPTHWISE: kinds.Work(1, 10**8, 10**6, 8, 0.01, 0.01),
-        kinds.NORM: kinds.Work(1, 0, 0, 10**7, 0.01, 0.01),
+        kinds.LINEAR: kinds.Work(2, 10**9, 0, 8, 0, 0.02, 0.015),
+        kinds.DEPTHWISE: kinds.Work(1, 10**8, 10**6, 8, 0, 0.01, 0.01),
+        kinds.NORM: kinds.Work(1, 0, 0, 10**7, 10**7, 0.01, 0.01),
+        kinds.REST: kinds.Work(3, 0, 10**6, 3 * 10**7, 2 * 10**7, 0.01, 0.01),
     }
-    linear, depthwise, norm = inference_profile.make_rows(work, 2e11, 1e10, gelus=1e9)
+    linear, depthwise, norm, rest = inference_profile.make_rows(work, 2e11, 1e10, gelus=1e9)
     assert (linear["floor_ms"], linear["gflops"], linear["share_of_gemm_peak"]) == (10, 100, 0.5)
     assert (linear["ms"], linear["best_ms"], linear["mega_gelus"]) == (20, 15, None)
     assert (depthwise["floor_ms"], depthwise["mega_gelus"]) == (2, 1)
     assert (norm["floor_ms"], norm["gflops"]) == (1, None)
+    assert rest["floor_ms"] == 3  # a million GELU, and the bytes of the others
 
 
 def test_floor_and_share_of_the_targets() -> None:
@@ -146,8 +167,10 @@ def test_a_target_that_the_operations_cannot_meet_is_told(result: dict) -> None:
     deployed.update(best_ms=100.0, between_ms=15.0)
     deployed["ms"]["logits"] = 150.0
     goal.update(times_as_fast=3.0, target=4.0, deployed_ms=150.0, target_ms=114.0)
-    assert "together 115 ms: **these operations" in make_page({"inference_profile": changed})
+    assert "together 115 ms: **even with every" in make_page({"inference_profile": changed})
+    deployed["between_ms"] = -1.0
+    assert "no more than its operations" in make_page({"inference_profile": changed})
     goal["target_ms"] = 116.0
-    assert "these operations would meet the target only if" in make_page(
+    assert "the target would be met only with every operation" in make_page(
         {"inference_profile": changed}
     )

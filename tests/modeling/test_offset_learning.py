@@ -234,9 +234,11 @@ def test_projections_that_start_at_zero_move_nothing_at_first_and_learn():
     assert all(parameter.grad.abs().max() > 1e-3 for parameter in learning.parameters())
 
 
-@pytest.mark.parametrize("std", [-0.1, float("nan")])
+@pytest.mark.parametrize("std", [-0.1, float("nan"), float("inf")])
 def test_a_spread_of_first_weights_that_is_none_is_refused(std):
-    with pytest.raises(ValueError, match=r"`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be at least"):
+    with pytest.raises(
+        ValueError, match=r"`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD` must be finite and at"
+    ):
         OffsetLearning(6, init_std=std)
 
 
