@@ -1,5 +1,6 @@
 """What the page does on each event, without gradio: sessions and choices to pictures and texts."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -182,9 +183,9 @@ class Actions:
 
     def _legend(self, session: Session, choices: Choices) -> str:
         offsets = None
-        first = session.results[0].offsets
-        if choices.view == OFFSETS and first is not None:
-            offsets = own_offsets(first.trace)
+        if choices.view == OFFSETS and self.workbench.models[0].has_offsets:
+            with contextlib.suppress(UploadError):  # the picture's place says it already
+                offsets = own_offsets(self.workbench.offsets(session, 0).trace)
         return legend_html(
             [result.labels for result in session.results],
             self.workbench.metadata,

@@ -2,6 +2,7 @@
 
 Everything that costs time is computed once for an image and kept in its :class:`Session`: label
 maps when it is uploaded, the offsets when they are first asked for. Changing the view only draws.
+Of all visitors together, only the offsets looked at last are kept (``kept_offsets.py``).
 """
 
 import logging
@@ -21,6 +22,7 @@ from offseg_d2.offset_trace import offset_layer
 from offseg_d2.offset_views import trace_image
 from offseg_d2.predictor import Predictor
 from offseg_d2.visualization import class_names
+from offseg_d2.web.kept_offsets import KeptOffsets, Offsets
 from offseg_d2.web.uploads import Limits, Upload, UploadError, read_upload
 
 logger = logging.getLogger(__name__)
@@ -70,12 +72,13 @@ class Result:
     Attributes:
         labels: (H, W) class ids.
         seconds: that the model took.
-        offsets: what the offsets did; computed when first asked for.
+        offsets: what the offsets did; computed when first asked for, or asked for again after
+            they had to make room.
     """
 
     labels: np.ndarray
     seconds: float
-    offsets: TracedImage | None = None
+    offsets: Offsets = field(default_factory=Offsets)
 
 
 @dataclass
@@ -113,6 +116,7 @@ class Workbench:
         self.models, self.limits = tuple(models), limits
         self.runs = 0  # how often a model was run
         self._one_at_a_time = threading.Lock()
+        self.kept_offsets = KeptOffsets()
         first, *others = [class_names(model.metadata) for model in self.models]
         for names in others:
             if names != first:
@@ -139,20 +143,22 @@ class Workbench:
         return Session(upload, [self._predict(model, upload) for model in self.models])
 
     def offsets(self, session: Session, index: int) -> TracedImage:
-        """What the offsets of a model do to the image; the model is run the first time only.
+        """What the offsets of a model do to the image; the model is run if they are not kept.
 
         Raises:
             ValueError: the model has no offsets.
             UploadError: the model fails on this image.
         """
-        result = session.results[index]
+        place = session.results[index].offsets
         with session.lock:
-            if result.offsets is None:
+            traced = place.traced
+            if traced is None:
                 model = self.models[index]
                 offset_layer(model.predictor.model)
                 bgr = np.ascontiguousarray(session.upload.image[..., ::-1])
-                result.offsets = self._run(trace_image, model.predictor, bgr)
-        return result.offsets
+                traced = place.traced = self._run(trace_image, model.predictor, bgr)
+        self.kept_offsets.used(place)
+        return traced
 
     def _predict(self, model: LoadedModel, upload: Upload) -> Result:
         start = time.perf_counter()
