@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy_rows import Run, read_json
-from accuracy_suites import ARM_TITLES, ARMS, Suite
+from accuracy_suites import ARM_TITLES, ARMS, FACTORS, Suite
 from common import machine
 from scipy.stats import t as student
 
@@ -131,10 +131,12 @@ def scores(rows: Sequence[Row], condition: str, arm: str, metric: str = "mIoU") 
     }
 
 
-def paired_differences(rows: Sequence[Row], condition: str, arm: str) -> dict[int, float]:
-    """Seed -> score minus the plain arm's, for seeds that both arms have."""
-    plain, own = scores(rows, condition, "plain"), scores(rows, condition, arm)
-    return {seed: own[seed] - plain[seed] for seed in sorted(own.keys() & plain.keys())}
+def paired_differences(
+    rows: Sequence[Row], condition: str, arm: str, baseline: str = "plain"
+) -> dict[int, float]:
+    """Seed -> score minus that of the arm ``baseline``, for seeds that both arms have."""
+    base, own = scores(rows, condition, baseline), scores(rows, condition, arm)
+    return {seed: own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())}
 
 
 def summary(rows: Sequence[Row], suite: Suite) -> str:
@@ -156,6 +158,26 @@ def summary(rows: Sequence[Row], suite: Suite) -> str:
     if len(digests) > 1:
         lines += ["", f"The runs were made with {len(digests)} states of the code: {digests}."]
     return "\n".join(lines)
+
+
+def factors(rows: Sequence[Row], suite: Suite) -> str:
+    """Table of what single changes do, in Markdown; "" if no pair of arms has been run."""
+    lines = []
+    for title, (arm, baseline) in FACTORS.items():
+        for condition in suite.conditions:
+            differences = paired_differences(rows, condition, arm, baseline)
+            if differences:
+                change = estimate(list(differences.values()))
+                cells = [title, condition or "-", str(change.count)]
+                cells += [_pm(change, change.half_width, "+"), _by_seed(differences)]
+                lines.append(f"| {' | '.join(cells)} |")
+    if not lines:
+        return ""
+    head = [
+        "| what is added | condition | seeds | mIoU changes by | by seed |",
+        "|---|---|---|---|---|",
+    ]
+    return "\n".join(head + lines)
 
 
 def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -201,10 +223,14 @@ def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, fl
     if differences:
         difference = estimate(list(differences.values()))
         cells.append(_pm(difference, difference.half_width, "+"))
-        cells.append(", ".join(f"{seed}: {value:+.2f}" for seed, value in differences.items()))
+        cells.append(_by_seed(differences))
     else:
         cells += ["", ""]
     return f"| {' | '.join(cells)} |"
+
+
+def _by_seed(differences: Mapping[int, float]) -> str:
+    return ", ".join(f"{seed}: {value:+.2f}" for seed, value in differences.items())
 
 
 def _pm(value: Estimate, spread: float, sign: str) -> str:

@@ -57,6 +57,21 @@ ARM_TITLES = {
     "both_free_zero": "both offsets, slow projections from zero, no norm",
 }
 
+# What is changed -> arm that has it, arm that differs from it in nothing else.
+FACTORS: dict[str, tuple[str, str]] = {
+    "norm over classes, neither offset": ("norm", "free"),
+    "class offset, with norm": ("class", "norm"),
+    "feature offset, with norm": ("feature", "norm"),
+    "both offsets, with norm": ("both", "norm"),
+    "both offsets, with norm, slow projections": ("both_slow", "norm"),
+    "both offsets, slow projections, no norm": ("both_free", "free"),
+    "slow projections, class offset": ("class_slow", "class"),
+    "slow projections, both offsets": ("both_slow", "both"),
+    "no norm, both offsets, slow projections": ("both_free", "both_slow"),
+    "projections from zero, both offsets": ("both_zero", "both"),
+    "projections from zero, both offsets, slow, no norm": ("both_free_zero", "both_free"),
+}
+
 
 @dataclass(frozen=True)
 class Suite:

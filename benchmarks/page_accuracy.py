@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from accuracy_results import summary, verdicts
+from accuracy_results import factors, summary, verdicts
 from accuracy_suites import SUITES
 from page import machine_line, section
 
@@ -53,6 +53,12 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         yield f"### {result[name]['title']}"
         yield summary(rows, SUITES[name])
         yield from verdicts(rows, SUITES[name])
+        if changes := factors(rows, SUITES[name]):
+            yield (
+                "What single changes do, between arms that differ in nothing else, by seed and with "
+                "the 95 % interval of the mean (of each line alone):"
+            )
+            yield changes
         yield from _plots(name, len(SUITES[name].conditions) > 1)
         yield (
             f"`python benchmarks/accuracy.py --suite {name}`  \n"

@@ -262,6 +262,42 @@ def test_summary_by_hand():
     assert "| low | plain | 4 | 63.75 ± 23.56 |  |  |" in text
 
 
+def test_changes_between_arms_by_hand():
+    found = make_rows(
+        {
+            ("low", "norm"): {1: 50.0, 2: 52.0, 3: 54.0},
+            ("low", "free"): {1: 51.0, 2: 54.0, 3: 57.0, 4: 9.0},
+            ("high", "both"): {2: 45.0},
+            ("high", "both_slow"): {2: 47.5},
+        }
+    )
+    lines = accuracy_results.factors(found, SUITE).splitlines()[2:]
+    assert lines == [
+        "| norm over classes, neither offset | low | 3 | -2.00 ± 2.48 | "
+        "1: -1.00, 2: -2.00, 3: -3.00 |",
+        "| slow projections, both offsets | high | 1 | +2.50 | 2: +2.50 |",
+    ]
+    assert accuracy_results.factors(make_rows({("low", "plain"): {1: 1.0}}), SUITE) == ""
+
+
+@pytest.mark.parametrize("title", accuracy_suites.FACTORS)
+def test_arms_of_a_change_differ_in_nothing_else(title):
+    first, second = (accuracy_suites.ARMS[arm] for arm in accuracy_suites.FACTORS[title])
+    changed = {key for key in {*first, *second} if first.get(key) != second.get(key)}
+    head, rate = "MODEL.SEM_SEG_HEAD.", "SOLVER.OFFSET_LR_FACTOR"
+    offsets = {f"{head}{name}_OFFSET" for name in ("CLASS", "FEATURE")}
+    expected = {
+        "norm": {f"{head}CLASS_NORM"},
+        "no": {f"{head}CLASS_NORM"},
+        "slow": {rate},
+        "projections": {f"{head}OFFSET_INIT_STD"},
+        "class": {f"{head}CLASS_OFFSET"},
+        "feature": {f"{head}FEATURE_OFFSET"},
+        "both": offsets | ({rate} if "slow" in title else set()),  # which without them is idle
+    }
+    assert changed == expected[title.split()[0]]
+
+
 def test_one_seed_has_no_spread():
     value = accuracy_results.estimate([5.0])
     assert value.mean == 5.0 and math.isnan(value.deviation) and math.isnan(value.half_width)
