@@ -55,8 +55,8 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         yield from verdicts(rows, SUITES[name])
         if changes := factors(rows, SUITES[name]):
             yield (
-                "What single changes do, between arms that differ in nothing else, by seed and with "
-                "the 95 % interval of the mean (of each line alone):"
+                "What single changes do, between arms that differ in nothing else, by seed and "
+                "with the 95 % interval of the mean (of each line alone):"
             )
             yield changes
         yield from _plots(name, len(SUITES[name].conditions) > 1)
