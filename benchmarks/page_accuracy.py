@@ -43,6 +43,10 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         "with slow projections were added when the first results had come out."
     )
     yield (
+        "The suite `scenes_long` is that of the scenes with full variation and four times as many "
+        "iterations: does what offsets cost in a short training go away?"
+    )
+    yield (
         "Arms *from zero* (`--arms both_zero both_free_zero`): the projections are zero at first "
         "(`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`), so that training begins without offsets; "
         "otherwise the features' mean, which all classes see alike, moves them further at first "
