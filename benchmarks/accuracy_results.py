@@ -203,10 +203,11 @@ def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
         parts = [f"{kind}: {'; '.join(arms)}" for kind, arms in found.items() if arms]
         if parts:
             name = f"At {condition}, a" if condition else "A"
-            sentences.append(
-                f"{name}gainst plain, by intervals that hold for all {len(differences)} "
-                f"comparisons of this suite together (Bonferroni): {'. '.join(parts)}."
+            how = (
+                f"intervals that hold for all {len(differences)} comparisons of this suite together"
             )
+            how = f"{how} (Bonferroni)" if len(differences) > 1 else "a 95 % interval"
+            sentences.append(f"{name}gainst plain, by {how}: {'. '.join(parts)}.")
     return sentences
 
 

@@ -66,8 +66,14 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         yield from _plots(name, len(SUITES[name].conditions) > 1)
         yield (
             f"`python benchmarks/accuracy.py --suite {name}`  \n"
-            f"{machine_line({**rows[-1]['machine'], 'load': None})}"
+            f"{machine_line({**rows[-1]['machine'], 'load': None, 'date': _dates(rows)})}"
         )
+
+
+def _dates(rows: list[dict[str, Any]]) -> str:
+    """The day of all rows, or the first and the last one."""
+    days = sorted({row["machine"]["date"] for row in rows})
+    return " to ".join(dict.fromkeys((days[0], days[-1])))
 
 
 def _plots(suite: str, has_strengths: bool) -> Iterator[str]:

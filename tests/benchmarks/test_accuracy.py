@@ -245,6 +245,14 @@ def test_verdicts_by_hand():
     ]
 
 
+def test_a_single_comparison_needs_no_correction():
+    values = {("low", "plain"): {1: 50.0, 2: 50.0, 3: 50.0}}
+    found = make_rows(values | {("low", "both"): {1: 50.5, 2: 50.6, 3: 50.7}})
+    assert accuracy_results.verdicts(found, SUITE) == [
+        "At low, against plain, by a 95 % interval: better: both offsets."
+    ]
+
+
 def test_summary_by_hand():
     found = make_rows(
         {
