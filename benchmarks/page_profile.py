@@ -103,7 +103,7 @@ def _limit(deployed: dict[str, Any], goal: dict[str, Any], repeats: int) -> str:
         + f", together {number(needed)} ms: "
         + (
             "**even with every operation at its best at once the target would be missed**; it "
-            "needs fewer operations, or compiled ones."
+            "needs other operations than these, or fewer."
             if needed > goal["target_ms"]
             else "the target would be met only with every operation at its best at once."
         )
