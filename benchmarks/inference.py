@@ -25,15 +25,10 @@ of the same type on the same threads, the weights packed beforehand or not.
 """
 
 import argparse
-import json
-import shlex
-import subprocess
-import sys
 from typing import Any
 
 import torch
-from common import machine, write_json
-from detectron2.utils.file_io import PathManager
+from common import machine, merge_groups, run_plan
 from inference_forms import (
     AUTHORS,
     DEPLOYED,
@@ -80,6 +75,7 @@ BESIDE_PEERS = {
     "segformer_b1": "SegFormer-B1",
     "mask2former_swin_t": "Mask2Former Swin-T",
 }
+KEYS = ("model", "size", "batch", "dtype", "threads")  # of a group
 OWN, BACKBONE_ALONE = "offseg_d2", "EfficientFormerV2-S1, backbone alone"
 
 
@@ -220,20 +216,6 @@ def print_group(group: dict[str, Any]) -> None:
             print(f"  {key}: {group[key]:.6g}")
 
 
-def merge(path: str, groups: list[dict[str, Any]]) -> None:
-    """Write the groups into a file; those of the same model and setting are replaced."""
-    known: dict[tuple, dict] = {}
-    if PathManager.isfile(path):
-        with PathManager.open(path) as file:
-            known = {_key(group): group for group in json.load(file)["groups"]}
-    known.update((_key(group), group) for group in groups)
-    write_json(path, {"groups": list(known.values())})
-
-
-def _key(group: dict[str, Any]) -> tuple:
-    return tuple(str(group[name]) for name in ("model", "size", "batch", "dtype", "threads"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -255,16 +237,9 @@ def main() -> None:
     if args.models or args.peers:
         groups = run_group(args)
         if args.output:
-            merge(args.output, groups)
+            merge_groups(args.output, groups, KEYS)
         return
-    common = [f"--threads={args.threads}", f"--seconds={args.seconds}"]
-    common += [f"--output={args.output}"] if args.output else []
-    for group in PLAN:
-        command = [sys.executable, __file__, *group, *common]
-        if args.plan:
-            print(shlex.join(command))
-        else:
-            subprocess.run(command, check=True)
+    run_plan(__file__, PLAN, args)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from page import number, origin, percent, section, table
+from page import machine_line, number, percent, section, table
 
 COMMAND = (
     "python benchmarks/inference_profile.py --output benchmarks/results/inference_profile.json"
@@ -16,22 +16,19 @@ HEADER = [
 
 @section("inference_profile", "Where the time of inference goes", order=12)
 def inference_profile(result: dict[str, Any]) -> Iterator[str]:
-    """Targets first, then each form."""
-    height, width = result["size"]
-    gemm = ", ".join(f"{name} {number(value)}" for name, value in result["gemm_gflops"].items())
+    """Targets of all groups first, then each group's verdict and operations."""
+    groups = result["groups"]
     yield (
-        f"{result['model']}, 1 × {height}×{width}, {result['dtype']}, from a uint8 image, the two "
-        f"forms in turn. Large matrix products reach (GFLOP/s): {gemm}; the larger one is the GEMM "
-        f"peak. A copy reaches {number(result['copy_gigabytes_per_second'])} GB/s, read and "
-        "written, at the best of several sizes; GELU goes through "
-        f"{number(result['giga_gelus_per_second'])} billion values a second in the cache. The "
-        "floor of an operation is its GFLOP at the GEMM peak and its GELU at that rate, or where "
-        "it has neither, its bytes at the rate of the copy."
+        "From a uint8 image, one at a time, the authors' order of operations and the deployed form "
+        "in turn, random weights. The floor of an operation is its GFLOP at the GEMM peak (the "
+        "faster of `torch.mm` and a product with weights that are packed beforehand) and its GELU "
+        "at the rate at which it goes through a tensor in the cache, or where it has neither, its "
+        "bytes at the rate of the best copy of several sizes, read and written."
     )
     yield table(
-        ["goal", "authors' order, ms", "deployed, ms", "times as fast", "target", "target, ms",
-         "of GEMM peak", "target needs", "times as fast at best", "at the floor"],
-        [_goal_row(goal) for goal in result["goals"]],
+        ["model, goal", "authors' order, ms", "deployed, ms", "times as fast", "target",
+         "target, ms", "of GEMM peak", "target needs", "times as fast at best", "at the floor"],
+        [_goal_row(group, goal) for group in groups for goal in group["goals"]],
     )  # fmt: skip
     yield (
         "Of GEMM peak: all convolutions and matrix products of the deployed form in the time to "
@@ -41,9 +38,36 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
         "the operations (Python, views) as long as now. At the floor: the logits in the time of "
         "the floor, the rest as now."
     )
-    yield from _verdict(result)
-    for form in result["forms"]:
-        yield f"### Operations of one call to logits, {form['form']}"
+    yield (
+        "In the tables below each operation is timed by itself in several calls: the sums of the "
+        "medians, and of the shortest times; timing adds about a microsecond to each. What a call "
+        "takes beyond the medians lies between the operations. CARAFE of the authors' order is "
+        "elementwise: its multiply-adds count as bytes."
+    )
+    for group in groups:
+        yield from _group(group)
+    yield f"`{COMMAND}`"
+    yield "\n".join(dict.fromkeys(f"- {machine_line(group)}" for group in groups))
+
+
+def _name(group: dict[str, Any]) -> str:
+    height, width = group["size"]
+    return f"{group['model']}, 1 × {height}×{width}, {group['dtype']}"
+
+
+def _group(group: dict[str, Any]) -> Iterator[str]:
+    """Verdict on the targets, and the operations of each form."""
+    yield f"### {_name(group)}"
+    gemm = ", ".join(f"{name} {number(value)}" for name, value in group["gemm_gflops"].items())
+    yield (
+        f"Large matrix products reach (GFLOP/s): {gemm}; a copy "
+        f"{number(group['copy_gigabytes_per_second'])} GB/s; GELU "
+        f"{number(group['giga_gelus_per_second'])} billion values a second. Calls whose operations "
+        f"are timed: {group['repeats']}."
+    )
+    yield from _verdict(group)
+    for form in group["forms"]:
+        yield f"One call to logits, {form['form']}:"
         total = [
             *("all operations", sum(row["calls"] for row in form["rows"]), form["operations_ms"]),
             *(form["best_ms"], form["gflop"], None, None, None, None, form["floor_ms"]),
@@ -57,13 +81,6 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
                 else "no more than its operations, which the timing makes longer."
             )
         )
-    yield (
-        f"Each operation is timed by itself in {result['repeats']} calls: the sums of the medians, "
-        "and of the shortest times; timing adds about a microsecond to each. What a call takes "
-        "beyond the medians lies between the operations. CARAFE of the authors' order is "
-        "elementwise: its multiply-adds count as bytes."
-    )
-    yield origin(result, COMMAND)
 
 
 def _verdict(result: dict[str, Any]) -> Iterator[str]:
@@ -110,14 +127,14 @@ def _limit(deployed: dict[str, Any], goal: dict[str, Any], repeats: int) -> str:
     )
 
 
-def _goal_row(goal: dict[str, Any]) -> list[Any]:
+def _goal_row(group: dict[str, Any], goal: dict[str, Any]) -> list[Any]:
     needed = goal["target_share_of_gemm_peak"]
     return [
-        goal["goal"],
+        f"{_name(group)}, to {goal['goal']}",
         goal["authors_ms"],
         goal["deployed_ms"],
         f"{goal['times_as_fast']:.2f}",
-        f"{goal['target']:.0f}",
+        f"{goal['target']:g}",
         goal["target_ms"],
         percent(goal["share_of_gemm_peak"]),
         None if needed is None else percent(needed),

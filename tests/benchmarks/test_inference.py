@@ -88,8 +88,12 @@ def test_groups_of_the_same_setting_replace_each_other(tmp_path: Path) -> None:
         return {"model": model, **setting, "rows": [{"ms": ms}]}
 
     path = str(tmp_path / "inference.json")
-    inference.merge(path, [group("offseg_t", 1, 5.0), group("offseg_t", 8, 6.0)])
-    inference.merge(path, [group("offseg_t", 1, 7.0), group("offseg_b", 1, 8.0)])
+    inference.merge_groups(
+        path, [group("offseg_t", 1, 5.0), group("offseg_t", 8, 6.0)], inference.KEYS
+    )
+    inference.merge_groups(
+        path, [group("offseg_t", 1, 7.0), group("offseg_b", 1, 8.0)], inference.KEYS
+    )
     written = json.loads(Path(path).read_text())["groups"]
     assert [(x["model"], x["batch"], x["rows"][0]["ms"]) for x in written] == [
         ("offseg_t", 1, 7.0),

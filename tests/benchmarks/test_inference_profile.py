@@ -124,7 +124,8 @@ def test_floor_and_share_of_the_targets() -> None:
         "best_ms": 100.0, "between_ms": 15.0,
     }  # fmt: skip
     ratios = {"logits": 3.3, "label maps": 3.8}
-    logits, labels = inference_profile.goals_of([authors, deployed], ratios, 2e11)
+    targets = inference_profile.targets_of("offseg_t")
+    logits, labels = inference_profile.goals_of([authors, deployed], ratios, 2e11, targets)
     assert (logits["target_ms"], labels["target_ms"]) == (100, 100)
     assert (logits["share_of_gemm_peak"], logits["target_share_of_gemm_peak"]) == (0.5, 0.6)
     assert labels["target_share_of_gemm_peak"] == pytest.approx(12 / 90 / 0.2, abs=1e-3)
@@ -132,24 +133,66 @@ def test_floor_and_share_of_the_targets() -> None:
     assert labels["times_as_fast_at_best"] == 4.0  # 500 of 100, 15 and 10
 
 
+def _page(*groups: dict) -> str:
+    return make_page({"inference_profile": {"groups": list(groups)}})
+
+
+def test_targets_are_those_of_the_model() -> None:
+    assert inference_profile.targets_of("offseg_l") == {"logits": 4.0, "label maps": 5.0}
+    for other in ("segformer_b0", "mask2former_offseg_t"):
+        assert set(inference_profile.targets_of(other).values()) == {1.5}
+
+
+def test_section_tells_every_group(result: dict) -> None:
+    other = {**copy.deepcopy(result), "model": "offseg_b", "size": [96, 64]}
+    page = _page(result, other)
+    for name in ("offseg_t, 1 × 64×96, float32", "offseg_b, 1 × 96×64, float32"):
+        assert page.count(f"### {name}\n") == 1
+        assert f"{name}, to logits" in page and f"{name}, to label maps" in page
+
+
+def test_plan_has_each_group_once_and_its_arguments_are_known(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["inference_profile.py", "--plan", "--output", "x.json"])
+    inference_profile.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(set(lines)) == len(inference_profile.PLAN)
+    for line in lines:
+        *_, script, rest = line.partition("inference_profile.py ")
+        monkeypatch.setattr("sys.argv", [script, *rest.split()])
+        seen = []
+        monkeypatch.setattr(
+            inference_profile, "measure", lambda args, seen=seen: seen.append(args) or {"model": 1}
+        )
+        monkeypatch.setattr(inference_profile, "print_result", lambda result: None)
+        written: list = []
+        monkeypatch.setattr(
+            inference_profile, "merge_groups", lambda *args, written=written: written.extend(args)
+        )
+        inference_profile.main()
+        assert seen[0].model in forms.MODELS
+        assert written == ["x.json", [{"model": 1}], inference_profile.KEYS]
+
+
 def test_section_tells_every_number(result: dict) -> None:
-    before = make_page({"inference_profile": result})
+    before = _page(result)
     assert "torch.mm 100, packed 200" in before
     for form in range(2):
         for key in ("calls", "ms", "best_ms", "megabytes", "floor_ms"):
             changed = copy.deepcopy(result)
             changed["forms"][form]["rows"][0][key] += 7
-            assert make_page({"inference_profile": changed}) != before, key
+            assert _page(changed) != before, key
 
 
 def test_only_a_missed_target_is_explained(result: dict) -> None:
     changed = copy.deepcopy(result)
     for goal in changed["goals"]:
         goal.update(times_as_fast=3.0, target=4.0)
-    missed = make_page({"inference_profile": changed})
+    missed = _page(changed)
     assert missed.count("is missed") == 2
     changed["goals"][0]["times_as_fast"] = 4.5
-    met = make_page({"inference_profile": changed})
+    met = _page(changed)
     assert met.count("is missed") == 1 and "for label maps is missed" in met
 
 
@@ -167,10 +210,8 @@ def test_a_target_that_the_operations_cannot_meet_is_told(result: dict) -> None:
     deployed.update(best_ms=100.0, between_ms=15.0)
     deployed["ms"]["logits"] = 150.0
     goal.update(times_as_fast=3.0, target=4.0, deployed_ms=150.0, target_ms=114.0)
-    assert "together 115 ms: **even with every" in make_page({"inference_profile": changed})
+    assert "together 115 ms: **even with every" in _page(changed)
     deployed["between_ms"] = -1.0
-    assert "no more than its operations" in make_page({"inference_profile": changed})
+    assert "no more than its operations" in _page(changed)
     goal["target_ms"] = 116.0
-    assert "the target would be met only with every operation" in make_page(
-        {"inference_profile": changed}
-    )
+    assert "the target would be met only with every operation" in _page(changed)
