@@ -12,7 +12,7 @@ from detectron2.utils.file_io import PathManager
 
 from offseg_d2.analysis import machine
 
-__all__ = ["machine", "merge_groups", "run_plan", "write_json"]
+__all__ = ["check_group", "machine", "merge_groups", "read_groups", "run_plan", "write_json"]
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:
@@ -22,18 +22,54 @@ def write_json(path: str, content: dict[str, Any]) -> None:
     print(f"wrote {path}")
 
 
+def read_groups(path: str) -> list[dict[str, Any]]:
+    """Groups of a file of results, none if it does not exist yet.
+
+    Raises:
+        ValueError: it holds something else.
+    """
+    if not PathManager.isfile(path):
+        return []
+    with PathManager.open(path) as file:
+        content = json.load(file)
+    if not isinstance(content, dict) or not isinstance(content.get("groups"), list):
+        raise ValueError(f"`{path}` must hold a list `groups`, as a file of this benchmark does.")
+    return content["groups"]
+
+
 def merge_groups(path: str, groups: list[dict[str, Any]], keys: Sequence[str]) -> None:
     """Write groups into a file; those that agree with one of them in all keys are replaced."""
 
     def key(group: dict[str, Any]) -> tuple[str, ...]:
         return tuple(str(group[name]) for name in keys)
 
-    known: dict[tuple[str, ...], dict[str, Any]] = {}
-    if PathManager.isfile(path):
-        with PathManager.open(path) as file:
-            known = {key(group): group for group in json.load(file)["groups"]}
+    known = {key(group): group for group in read_groups(path)}
     known.update((key(group), group) for group in groups)
     write_json(path, {"groups": list(known.values())})
+
+
+def check_group(
+    parser: argparse.ArgumentParser, args: argparse.Namespace, one: bool, own: Sequence[str]
+) -> None:
+    """End the program with one line if arguments would be ignored, or the output not merged.
+
+    Args:
+        parser: made ``args``, which have ``plan`` and ``output``.
+        args: of the program.
+        one: whether they name a group.
+        own: names of the arguments of a group.
+    """
+    if one and args.plan:
+        parser.error("`--plan` must stand without a group: it prints the commands of all of them.")
+    for name in () if one else own:
+        if getattr(args, name) != parser.get_default(name):
+            option = "--" + name.replace("_", "-")
+            parser.error(f"`{option}` must stand with a group: the plan has its own for each.")
+    if args.output:
+        try:
+            read_groups(args.output)
+        except ValueError as error:  # that of text that is no JSON, too
+            parser.error(f"`--output` must be a file of this benchmark, but: {error}")
 
 
 def run_plan(script: str, plan: Sequence[Sequence[str]], args: argparse.Namespace) -> None:

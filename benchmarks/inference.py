@@ -28,7 +28,7 @@ import argparse
 from typing import Any
 
 import torch
-from common import machine, merge_groups, run_plan
+from common import check_group, machine, merge_groups, run_plan
 from inference_forms import (
     AUTHORS,
     DEPLOYED,
@@ -76,6 +76,7 @@ BESIDE_PEERS = {
     "mask2former_swin_t": "Mask2Former Swin-T",
 }
 KEYS = ("model", "size", "batch", "dtype", "threads")  # of a group
+OWN_ARGUMENTS = ("size", "batch", "dtype", "compile", "min_repeats", "warmup")
 OWN, BACKBONE_ALONE = "offseg_d2", "EfficientFormerV2-S1, backbone alone"
 
 
@@ -233,6 +234,7 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print the commands of all groups")
     parser.add_argument("--output", default="", metavar="FILE", help="merge the groups into it")
     args = parser.parse_args()
+    check_group(parser, args, bool(args.models or args.peers), OWN_ARGUMENTS)
     torch.set_num_threads(args.threads)
     if args.models or args.peers:
         groups = run_group(args)

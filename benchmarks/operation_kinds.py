@@ -5,7 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -45,6 +45,20 @@ class Work:
     other_bytes: int = 0
     seconds: float = 0.0
     best: float = 0.0
+
+
+class Profile(NamedTuple):
+    """The work of a call by kind, and seconds of calls whose operations are not timed.
+
+    Attributes:
+        work: by kind.
+        median: of the calls.
+        shortest: of the calls.
+    """
+
+    work: dict[str, Work]
+    median: float
+    shortest: float
 
 
 def kind_of(name: str, module: str, macs: dict[str, int], out: Any, args: tuple) -> str:
@@ -160,9 +174,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def profile_kinds(
-    model: nn.Module, call: Callable[[], Any], repeats: int
-) -> tuple[dict[str, Work], float]:
+def profile_kinds(model: nn.Module, call: Callable[[], Any], repeats: int) -> Profile:
     """What the operations of each kind do in one call, and how many seconds they take.
 
     Args:
@@ -171,7 +183,7 @@ def profile_kinds(
         repeats: timed calls.
 
     Returns:
-        the work by kind, and the median seconds of a call whose operations are not timed, each of
+        the work, and the seconds of ``repeats`` calls whose operations are not timed, each of
         which follows one whose operations are.
 
     Raises:
@@ -191,4 +203,4 @@ def profile_kinds(
         call()
         whole.append(time.perf_counter() - begin)
     recorder.add_times()
-    return dict(recorder.work), statistics.median(whole)
+    return Profile(dict(recorder.work), statistics.median(whole), min(whole))

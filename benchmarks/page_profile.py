@@ -35,8 +35,8 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
         "its logits, whatever else happens in it. Target needs: the same share if the target were "
         "met, the way from logits to label maps taking as long as now. At best: if each operation "
         "of a call took the shortest time that it was ever seen to take, and what lies between "
-        "the operations (Python, views) as long as now. At the floor: the logits in the time of "
-        "the floor, the rest as now."
+        "the operations (Python, views) as long as now; or the shortest call, if that took less. "
+        "At the floor: the logits in the time of the floor, the rest as now."
     )
     yield (
         "In the tables below each operation is timed by itself in several calls: the sums of the "
@@ -47,12 +47,15 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
     for group in groups:
         yield from _group(group)
     yield f"`{COMMAND}`"
-    yield "\n".join(dict.fromkeys(f"- {machine_line(group)}" for group in groups))
 
 
 def _name(group: dict[str, Any]) -> str:
     height, width = group["size"]
-    return f"{group['model']}, 1 × {height}×{width}, {group['dtype']}"
+    threads = group["threads"]
+    return (
+        f"{group['model']}, 1 × {height}×{width}, {group['dtype']}, "
+        f"{threads} thread{'s' * (threads != 1)}"
+    )
 
 
 def _group(group: dict[str, Any]) -> Iterator[str]:
@@ -63,7 +66,7 @@ def _group(group: dict[str, Any]) -> Iterator[str]:
         f"Large matrix products reach (GFLOP/s): {gemm}; a copy "
         f"{number(group['copy_gigabytes_per_second'])} GB/s; GELU "
         f"{number(group['giga_gelus_per_second'])} billion values a second. Calls whose operations "
-        f"are timed: {group['repeats']}."
+        f"are timed: {group['repeats']}. {machine_line(group)}"
     )
     yield from _verdict(group)
     for form in group["forms"]:
@@ -74,12 +77,9 @@ def _group(group: dict[str, Any]) -> Iterator[str]:
         ]
         yield table(HEADER, [*map(_row, form["rows"]), total])
         yield (
-            f"A call that follows another of the same form takes {number(form['call_ms'])} ms, "
-            + (
-                f"{number(form['between_ms'])} ms more than its operations."
-                if form["between_ms"] >= 0
-                else "no more than its operations, which the timing makes longer."
-            )
+            f"Whole calls between them take {number(form['call_ms'])} ms, at the shortest "
+            f"{number(form['shortest_ms'])} ms; {number(form['between_ms'])} ms lie between the "
+            "operations."
         )
 
 
@@ -110,19 +110,17 @@ def _verdict(result: dict[str, Any]) -> Iterator[str]:
 
 def _limit(deployed: dict[str, Any], goal: dict[str, Any], repeats: int) -> str:
     """Whether these operations met a target if all were at their best at once."""
-    best, between = deployed["best_ms"], deployed["between_ms"]
     after = goal["deployed_ms"] - deployed["ms"]["logits"]
-    needed = best + between + after
+    needed = deployed["at_best_ms"] + after
     return (
-        f" The shortest times of all its operations in {repeats} calls add up to {number(best)} "
-        f"ms, what lies between them takes {number(between)} ms"
-        + (f" and the label map {number(after)} ms" if after else "")
-        + f", together {number(needed)} ms: "
+        f" With every operation at the shortest of {repeats} calls at once it would take "
+        f"{number(deployed['at_best_ms'])} ms to the logits"
+        + (f" and {number(after)} ms from there" if after else "")
         + (
-            "**even with every operation at its best at once the target would be missed**; it "
-            "needs other operations than these, or fewer."
+            f", together {number(needed)} ms: **more than the target**, which needs other "
+            "operations than these, or fewer."
             if needed > goal["target_ms"]
-            else "the target would be met only with every operation at its best at once."
+            else f", together {number(needed)} ms, which would meet the target."
         )
     )
 
