@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accuracy_results import Results, factors, summary
+from accuracy_results import Results, changes, summary
 from accuracy_rows import Run, list_runs
 from accuracy_runs import ROOT, TRAIN, Attempt, BusyError, RunError
 from accuracy_suites import ARMS, DEFAULT_ARMS, SUITES, Suite
@@ -159,7 +159,7 @@ def show_summary(names: Sequence[str], results_dir: Path, plots_dir: Path) -> No
         if not rows:
             print(f"{name}: no run is done yet")
             continue
-        print(f"\n{summary(rows, SUITES[name])}\n\n{factors(rows, SUITES[name])}\n")
+        print(f"\n{summary(rows, SUITES[name])}\n\n{changes(rows, SUITES[name])}\n")
         for path in draw_plots(rows, name, SUITES[name], plots_dir):
             print(f"drew {path}")
 

@@ -9,13 +9,13 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accuracy_rows import Run, read_json
-from accuracy_suites import ARM_TITLES, ARMS, FACTORS, Suite
+from accuracy_suites import ARM_TITLES, ARMS, CHANGES, Suite
 from common import machine
 from scipy.stats import t as student
 
@@ -160,24 +160,39 @@ def summary(rows: Sequence[Row], suite: Suite) -> str:
     return "\n".join(lines)
 
 
-def factors(rows: Sequence[Row], suite: Suite) -> str:
-    """Table of what single changes do, in Markdown; "" if no pair of arms has been run."""
+def changes(rows: Sequence[Row], suite: Suite) -> str:
+    """Table of what single changes do, in Markdown; "" if no pair of arms has been run.
+
+    A seed whose two runs were made by different states of the code is marked.
+    """
     lines = []
-    for title, (arm, baseline) in FACTORS.items():
+    for before, after in CHANGES:
         for condition in suite.conditions:
-            differences = paired_differences(rows, condition, arm, baseline)
-            if differences:
-                change = estimate(list(differences.values()))
-                cells = [title, condition or "-", str(change.count)]
-                cells += [_pm(change, change.half_width, "+"), _by_seed(differences)]
-                lines.append(f"| {' | '.join(cells)} |")
+            differences = paired_differences(rows, condition, after, before)
+            if not differences:
+                continue
+            change = estimate(list(differences.values()))
+            states = [_states(rows, condition, arm) for arm in (before, after)]
+            mixed = {seed for seed in differences if states[0][seed] != states[1][seed]}
+            cells = [ARM_TITLES[before], ARM_TITLES[after], condition or "-", str(change.count)]
+            cells += [_pm(change, change.half_width, "+"), _by_seed(differences, mixed)]
+            lines.append(f"| {' | '.join(cells)} |")
     if not lines:
         return ""
     head = [
-        "| what is added | condition | seeds | mIoU changes by | by seed |",
-        "|---|---|---|---|---|",
+        "| from | to | condition | seeds | mIoU changes by | by seed |",
+        "|---|---|---|---|---|---|",
     ]
     return "\n".join(head + lines)
+
+
+def _states(rows: Sequence[Row], condition: str, arm: str) -> dict[int, list[str]]:
+    """Seed -> states of the code that made its run."""
+    return {
+        row["seed"]: [code["digest"] for code in row["code"]]
+        for row in rows
+        if (row["condition"], row["arm"]) == (condition, arm)
+    }
 
 
 def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -230,8 +245,10 @@ def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, fl
     return f"| {' | '.join(cells)} |"
 
 
-def _by_seed(differences: Mapping[int, float]) -> str:
-    return ", ".join(f"{seed}: {value:+.2f}" for seed, value in differences.items())
+def _by_seed(differences: Mapping[int, float], marked: Collection[int] = ()) -> str:
+    return ", ".join(
+        f"{seed}: {value:+.2f}{'*' * (seed in marked)}" for seed, value in differences.items()
+    )
 
 
 def _pm(value: Estimate, spread: float, sign: str) -> str:

@@ -26,8 +26,8 @@ ARMS: dict[str, Overrides] = {
     # Not run by default; it tells the offsets' part in a difference from the norm's.
     "norm": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False},
     # The head's rate was tuned on the plain arm. One step of it moves the class vectors through
-    # their projection about a hundred times as far as directly (features are positive and many),
-    # so these two arms let the projections learn at a tenth of it.
+    # their projection further than directly (features are positive and many), so these two arms
+    # let the projections learn at a tenth of it.
     "class_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1},
     "both_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1},
     # As the paper's text has it, without the norm over the class scores of the authors' models.
@@ -57,20 +57,25 @@ ARM_TITLES = {
     "both_free_zero": "both offsets, slow projections from zero, no norm",
 }
 
-# What is changed -> arm that has it, arm that differs from it in nothing else.
-FACTORS: dict[str, tuple[str, str]] = {
-    "norm over classes, neither offset": ("norm", "free"),
-    "class offset, with norm": ("class", "norm"),
-    "feature offset, with norm": ("feature", "norm"),
-    "both offsets, with norm": ("both", "norm"),
-    "both offsets, with norm, slow projections": ("both_slow", "norm"),
-    "both offsets, slow projections, no norm": ("both_free", "free"),
-    "slow projections, class offset": ("class_slow", "class"),
-    "slow projections, both offsets": ("both_slow", "both"),
-    "no norm, both offsets, slow projections": ("both_free", "both_slow"),
-    "projections from zero, both offsets": ("both_zero", "both"),
-    "projections from zero, both offsets, slow, no norm": ("both_free_zero", "both_free"),
-}
+# From one arm to another that differs from it in one thing: a norm, offsets, a rate, a beginning.
+CHANGES: tuple[tuple[str, str], ...] = (
+    ("free", "norm"),
+    ("norm", "class"),
+    ("norm", "feature"),
+    ("norm", "both"),
+    ("class", "both"),
+    ("feature", "both"),
+    ("norm", "class_slow"),  # the rate is idle without projections
+    ("norm", "both_slow"),
+    ("free", "class_free"),
+    ("free", "both_free"),
+    ("class", "class_slow"),
+    ("both", "both_slow"),
+    ("class_slow", "class_free"),
+    ("both_slow", "both_free"),
+    ("both", "both_zero"),
+    ("both_free", "both_free_zero"),
+)
 
 
 @dataclass(frozen=True)

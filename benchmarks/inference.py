@@ -54,10 +54,11 @@ from torch import nn
 from offseg_d2.analysis import Timing, gemm_peaks, measure_interleaved, speedup
 
 PLAN = [
+    ["--models", "offseg_t", "--compile"],
     *(
         ["--models", name]
         for name in (
-            *("offseg_t", "offseg_b", "offseg_l", "segformer_b0", "segformer_b1", "segnext_t"),
+            *("offseg_b", "offseg_l", "segformer_b0", "segformer_b1", "segnext_t"),
             *("mask2former_offseg_t", "mask2former_swin_t"),
         )
     ),

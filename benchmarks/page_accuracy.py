@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from accuracy_results import factors, summary, verdicts
+from accuracy_results import changes, summary, verdicts
 from accuracy_suites import SUITES
 from page import machine_line, section
 
@@ -27,17 +27,17 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
     yield (
         "Arms with *slow projections* (`--arms class_slow both_slow`): the two projections of "
         "offset learning learn at a tenth of the head's rate (`SOLVER.OFFSET_LR_FACTOR 0.1`). "
-        "Features are positive and many, so one step of a projection moves the class vectors much "
-        "further than a step of the vectors themselves, and a head's rate that suits the plain "
-        "classifier may be too fast for it. This factor was chosen on validation data for the "
-        "offsets; the plain arm had its own tuning."
+        "Features are positive and many, so that one step of a projection may move the class "
+        "vectors much further than a step of the vectors themselves, and a head's rate that suits "
+        "the plain classifier may be too fast for it. This factor was chosen on validation data "
+        "for the offsets; the plain arm had its own tuning."
     )
     yield (
         "Arms with *no norm* (`--arms free class_free both_free`): the offset classifier of the "
         "authors' models, and so that of the other arms, has a layer norm over the K scores of a "
         "pixel, of which the paper's text does not speak. None of these scores can exceed √(K − 1) "
-        "times the norm's learned gain: with the few classes here, confidence has to be learned by "
-        "that gain; the plots show each arm's training loss. "
+        "times the norm's learned gain, plus its learned bias: with the few classes here, "
+        "confidence has to be learned by them; the plots show each arm's training loss. "
         "*Neither offset, norm over classes* (`norm`) has that norm alone, *neither offset, no "
         "norm* (`free`) is a linear classifier without bias and dropout. These two and the arms "
         "with slow projections were added when the first results had come out."
@@ -48,21 +48,20 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
     )
     yield (
         "Arms *from zero* (`--arms both_zero both_free_zero`): the projections are zero at first "
-        "(`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`), so that training begins without offsets; "
-        "otherwise the features' mean, which all classes see alike, moves them further at first "
-        "than they lie apart."
+        "(`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`), so that training begins without offsets."
     )
     for name in (name for name in SUITES if name in result):
         rows = result[name]["rows"]
         yield f"### {result[name]['title']}"
         yield summary(rows, SUITES[name])
         yield from verdicts(rows, SUITES[name])
-        if changes := factors(rows, SUITES[name]):
+        if table := changes(rows, SUITES[name]):
             yield (
-                "What single changes do, between arms that differ in nothing else, by seed and "
-                "with the 95 % interval of the mean (of each line alone):"
+                "What single changes do, between arms whose recipes differ in nothing else, by "
+                "seed and with the 95 % interval of the mean (of each line alone). Runs of a seed "
+                "with an asterisk were made by different states of the code:"
             )
-            yield changes
+            yield table
         yield from _plots(name, len(SUITES[name].conditions) > 1)
         yield (
             f"`python benchmarks/accuracy.py --suite {name}`  \n"

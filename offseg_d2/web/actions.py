@@ -116,7 +116,7 @@ class Actions:
         return self.workbench.classes[int(counts.argmax())]
 
     def draw(self, session: Session | None, pixel: Pixel | None, choices: Choices) -> Drawing:
-        """Draw the view that was chosen; runs no model but for the first look at offsets."""
+        """Draw the view that was chosen; runs a model only for offsets that are not kept."""
         if session is None:
             names = ("A", "B", "Where A and B differ") if self._compares else ("Result",)
             return Drawing(tuple(Picture(None, name) for name in names), "", "")
@@ -167,7 +167,7 @@ class Actions:
         (rows, columns), (height, width) = image.shape[:2], session.size
         share = None if pixel is None else ((pixel[0] + 0.5) / width, (pixel[1] + 0.5) / height)
         heat = offset_map(
-            self.workbench.offsets(session, index).trace,
+            self.workbench.offsets(session, index),
             choices.offset_map,
             class_id=self.workbench.classes.index(name),
             class_name=name,
@@ -185,7 +185,7 @@ class Actions:
         offsets = None
         if choices.view == OFFSETS and self.workbench.models[0].has_offsets:
             with contextlib.suppress(UploadError):  # the picture's place says it already
-                offsets = own_offsets(self.workbench.offsets(session, 0).trace)
+                offsets = own_offsets(self.workbench.offsets(session, 0))
         return legend_html(
             [result.labels for result in session.results],
             self.workbench.metadata,

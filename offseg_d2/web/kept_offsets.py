@@ -1,68 +1,67 @@
 """Bounds the memory that the offsets of all visitors' images take.
 
-The terms of an image at stride 4 are hundreds of values a pixel: a gigabyte for 16 megapixels.
-They can be computed again, so only those looked at last are kept.
+Their terms are hundreds of values for each pixel of the features: at 256 channels and stride 4 some
+130 bytes for each pixel that the network sees. They can be computed again, so only those looked at
+last are kept.
 """
 
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from offseg_d2.offset_figure import TracedImage
 from offseg_d2.offset_trace import OffsetTrace
 
 KEPT_BYTES = 1 << 30
 
 
-@dataclass
+@dataclass(eq=False)  # an image is itself alone, whatever another one shows
 class Offsets:
-    """Where the offsets of one image are kept.
+    """What the offsets of each model do to one image.
 
     Attributes:
-        traced: them; None if they have not been computed, or were dropped.
+        traces: number of the model -> its trace; none if it has not been computed or was dropped.
     """
 
-    traced: TracedImage | None = None
+    traces: dict[int, OffsetTrace] = field(default_factory=dict)
 
 
 def trace_bytes(trace: OffsetTrace) -> int:
     """Bytes of a trace of N pixels, C channels, K classes when all of its terms are computed.
 
-    Those are the pixels before and after, and their similarity: N (2 C + K) values.
+    Those are the similarity, the pixels before, and if there is a feature offset, those after:
+    N (K + C) or N (K + 2 C) values.
     """
     pixels, channels = trace.pixel_features.shape
-    values = pixels * (2 * channels + len(trace.representations))
+    maps = 1 if trace.offset_learning.feature_offset_proj is None else 2
+    values = pixels * (maps * channels + len(trace.representations))
     return values * trace.pixel_features.element_size()
 
 
 class KeptOffsets:
-    """Remembers which offsets were looked at last, and drops the others.
+    """Remembers which images' offsets were looked at last, and drops those of others.
 
     Args:
-        max_bytes: of all that are kept; the last ones are kept whatever their size.
+        max_bytes: of all that are kept once a look is over; those of the last image are kept
+            whatever their size, or comparing two models would compute them again at every look.
     """
 
     def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._places: list[weakref.ref[Offsets]] = []  # the least recently used first
+        self._images: list[weakref.ref[Offsets]] = []  # the least recently used first
 
-    def used(self, place: Offsets) -> None:
+    def used(self, image: Offsets) -> None:
         """Its offsets have just been looked at; drops those of others if there are too many."""
         with self._lock:
-            others = [ref for ref in self._places if ref() is not None and ref() is not place]
-            self._places = [*others, weakref.ref(place)]
-            sizes = [_size(ref()) for ref in self._places]
-            excess = sum(sizes) - self._max_bytes
-            for ref, size in zip(others, sizes, strict=False):
-                other = ref()
+            others = [other for ref in self._images if (other := ref()) not in (None, image)]
+            self._images = [weakref.ref(offsets) for offsets in (*others, image)]
+            excess = sum(map(_size, (*others, image))) - self._max_bytes
+            for other in others:
                 if excess <= 0:
                     break
-                if other is not None:
-                    other.traced = None
-                excess -= size
+                excess -= _size(other)
+                other.traces.clear()
 
 
-def _size(place: Offsets | None) -> int:
-    traced = None if place is None else place.traced
-    return 0 if traced is None else trace_bytes(traced.trace)
+def _size(image: Offsets) -> int:
+    return sum(map(trace_bytes, list(image.traces.values())))

@@ -17,8 +17,7 @@ import torch
 from detectron2.data import Metadata
 
 from offseg_d2.config import ConfigError
-from offseg_d2.offset_figure import TracedImage
-from offseg_d2.offset_trace import offset_layer
+from offseg_d2.offset_trace import OffsetTrace, offset_layer
 from offseg_d2.offset_views import trace_image
 from offseg_d2.predictor import Predictor
 from offseg_d2.visualization import class_names
@@ -72,13 +71,10 @@ class Result:
     Attributes:
         labels: (H, W) class ids.
         seconds: that the model took.
-        offsets: what the offsets did; computed when first asked for, or asked for again after
-            they had to make room.
     """
 
     labels: np.ndarray
     seconds: float
-    offsets: Offsets = field(default_factory=Offsets)
 
 
 @dataclass
@@ -88,10 +84,13 @@ class Session:
     Attributes:
         upload: the image.
         results: in the order of the models.
+        offsets: what they did; computed when first asked for, or asked for again after they had
+            to make room.
     """
 
     upload: Upload
     results: list[Result]
+    offsets: Offsets = field(default_factory=Offsets)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -142,23 +141,23 @@ class Workbench:
         upload = read_upload(path, self.limits, stem)
         return Session(upload, [self._predict(model, upload) for model in self.models])
 
-    def offsets(self, session: Session, index: int) -> TracedImage:
+    def offsets(self, session: Session, index: int) -> OffsetTrace:
         """What the offsets of a model do to the image; the model is run if they are not kept.
 
         Raises:
             ValueError: the model has no offsets.
             UploadError: the model fails on this image.
         """
-        place = session.results[index].offsets
         with session.lock:
-            traced = place.traced
-            if traced is None:
+            trace = session.offsets.traces.get(index)
+            if trace is None:
                 model = self.models[index]
                 offset_layer(model.predictor.model)
                 bgr = np.ascontiguousarray(session.upload.image[..., ::-1])
-                traced = place.traced = self._run(trace_image, model.predictor, bgr)
-        self.kept_offsets.used(place)
-        return traced
+                trace = self._run(trace_image, model.predictor, bgr).trace
+                session.offsets.traces[index] = trace
+        self.kept_offsets.used(session.offsets)
+        return trace
 
     def _predict(self, model: LoadedModel, upload: Upload) -> Result:
         start = time.perf_counter()

@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+from detectron2.config import get_cfg
 
-from offseg_d2.config import load_config
+from offseg_d2.config import add_offseg_config, load_config
 from tests.common import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -71,7 +72,8 @@ def test_recipes_of_the_arms_differ_in_the_classifier_alone():
         some = accuracy_rows.list_runs({"s": suite}, accuracy_suites.ARMS, [1])
         for run in some:
             plain = next(r for r in some if (r.condition, r.arm) == (run.condition, "plain"))
-            changed = {k for k, v in run.recipe.items() if plain.recipe.get(k) != v}
+            keys = {*run.recipe, *plain.recipe}
+            changed = {key for key in keys if run.recipe.get(key) != plain.recipe.get(key)}
             has_offsets = run.arm != "plain"
             values = {
                 "MODEL.SEM_SEG_HEAD.CLASSIFIER": "offset" if has_offsets else None,
@@ -279,31 +281,55 @@ def test_changes_between_arms_by_hand():
             ("high", "both_slow"): {2: 47.5},
         }
     )
-    lines = accuracy_results.factors(found, SUITE).splitlines()[2:]
+    lines = accuracy_results.changes(found, SUITE).splitlines()[2:]
     assert lines == [
-        "| norm over classes, neither offset | low | 3 | -2.00 ± 2.48 | "
+        "| neither offset, no norm | neither offset, norm over classes | low | 3 | -2.00 ± 2.48 | "
         "1: -1.00, 2: -2.00, 3: -3.00 |",
-        "| slow projections, both offsets | high | 1 | +2.50 | 2: +2.50 |",
+        "| both offsets | both offsets, slow projections | high | 1 | +2.50 | 2: +2.50 |",
     ]
-    assert accuracy_results.factors(make_rows({("low", "plain"): {1: 1.0}}), SUITE) == ""
+    assert accuracy_results.changes(make_rows({("low", "plain"): {1: 1.0}}), SUITE) == ""
 
 
-@pytest.mark.parametrize("title", accuracy_suites.FACTORS)
-def test_arms_of_a_change_differ_in_nothing_else(title):
-    first, second = (accuracy_suites.ARMS[arm] for arm in accuracy_suites.FACTORS[title])
-    changed = {key for key in {*first, *second} if first.get(key) != second.get(key)}
-    head, rate = "MODEL.SEM_SEG_HEAD.", "SOLVER.OFFSET_LR_FACTOR"
-    offsets = {f"{head}{name}_OFFSET" for name in ("CLASS", "FEATURE")}
-    expected = {
-        "norm": {f"{head}CLASS_NORM"},
-        "no": {f"{head}CLASS_NORM"},
-        "slow": {rate},
-        "projections": {f"{head}OFFSET_INIT_STD"},
-        "class": {f"{head}CLASS_OFFSET"},
-        "feature": {f"{head}FEATURE_OFFSET"},
-        "both": offsets | ({rate} if "slow" in title else set()),  # which without them is idle
-    }
-    assert changed == expected[title.split()[0]]
+def test_changes_between_states_of_the_code_are_marked():
+    found = make_rows({("low", "norm"): {1: 50.0, 2: 52.0}, ("low", "free"): {1: 51.0, 2: 54.0}})
+    changed = next(row for row in found if (row["arm"], row["seed"]) == ("free", 2))
+    changed["code"] = [{**changed["code"][0], "digest": "another"}]
+    assert accuracy_results.changes(found, SUITE).endswith("| 1: -1.00, 2: -2.00* |")
+
+
+_HEAD = "MODEL.SEM_SEG_HEAD."
+_RATE, _NORM = "SOLVER.OFFSET_LR_FACTOR", f"{_HEAD}CLASS_NORM"
+_DEFAULTS = {_RATE: 1.0, _NORM: True, f"{_HEAD}OFFSET_INIT_STD": 0.02}  # of the configuration
+_SINGLE_CHANGES = [
+    {f"{_HEAD}CLASS_OFFSET": (False, True)},
+    {f"{_HEAD}FEATURE_OFFSET": (False, True)},
+    {f"{_HEAD}CLASS_OFFSET": (False, True), f"{_HEAD}FEATURE_OFFSET": (False, True)},
+    {_RATE: (1.0, 0.1)},
+    {f"{_HEAD}OFFSET_INIT_STD": (0.02, 0.0)},
+]
+
+
+@pytest.mark.parametrize("pair", accuracy_suites.CHANGES)
+def test_a_change_is_one_and_goes_the_way_it_says(pair):
+    before, after = ({**_DEFAULTS, **accuracy_suites.ARMS[arm]} for arm in pair)
+    assert before.keys() == after.keys()
+    found = {key: (before[key], after[key]) for key in before if before[key] != after[key]}
+    has_projections = any(before[f"{_HEAD}{name}_OFFSET"] for name in ("CLASS", "FEATURE"))
+    if not has_projections:
+        found.pop(_RATE, None)  # which is idle there
+    norms = {"norm": (False, True), "both_free": (True, False), "class_free": (True, False)}
+    expected = [*_SINGLE_CHANGES, {_NORM: norms.get(pair[1])}]
+    assert found in expected
+
+
+def test_defaults_of_the_changes_are_those_of_the_configuration():
+    cfg = get_cfg()
+    add_offseg_config(cfg)
+    for key, value in _DEFAULTS.items():
+        node = cfg
+        for part in key.split("."):
+            node = node[part]
+        assert node == value, key
 
 
 def test_one_seed_has_no_spread():
