@@ -34,7 +34,8 @@ def optimize(
             model if it has none): its weights and activations are rounded, the head goes on in
             float32. Label maps then differ at class boundaries.
         compile: compile backbone and head (the whole model if it has none) with ``torch.compile``
-            when they first run; each new input size is compiled anew.
+            when they first run; each new input size is compiled anew. It takes minutes, and on the
+            CPU OffSeg-T was no faster for it (docs/BENCHMARKS.md).
 
     Returns:
         the copy, with the interface of the model. It cannot be trained.
