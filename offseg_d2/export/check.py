@@ -35,8 +35,8 @@ class Comparison:
     """How far an exported file is from its model.
 
     Attributes:
-        max_difference: largest difference of a score.
-        max_score: largest magnitude of a score.
+        max_difference: largest difference of a score, 0 if the file gives labels.
+        max_score: largest magnitude of a score, 0 if the file gives labels.
         label_agreement: share of the pixels whose best class is the same.
         images: images compared.
         tolerance: what still counts as the same.
@@ -61,10 +61,13 @@ class Comparison:
         )
 
     def __str__(self) -> str:
-        return (
-            f"largest difference {self.max_difference:.2e} of scores up to {self.max_score:.3g}, "
+        labels = (
             f"same labels at {100 * self.label_agreement:.4f} % of the pixels, {self.images} images"
         )
+        if not self.max_score and not self.max_difference:  # there are labels only
+            return labels
+        scores = f"of scores up to {self.max_score:.3g}"
+        return f"largest difference {self.max_difference:.2e} {scores}, {labels}"
 
 
 class ExportMismatchError(ValueError):

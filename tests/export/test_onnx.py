@@ -68,6 +68,13 @@ def test_the_file_says_what_it_is_and_how_close(dynamic_onnx, fixed_onnx):
     assert [bool(axis.dim_param) for axis in axes] == [True, False, True, True]
 
 
+def test_scores_are_told_only_where_there_are_some():
+    scores = Comparison(max_difference=1e-6, max_score=3.2, label_agreement=1.0, images=2)
+    assert str(scores).startswith("largest difference 1.00e-06 of scores up to 3.2, same labels at")
+    labels = dataclasses.replace(scores, max_difference=0.0, max_score=0.0)
+    assert str(labels) == "same labels at 100.0000 % of the pixels, 2 images"
+
+
 def test_a_file_that_disagrees_is_not_written(tmp_path, monkeypatch, dynamic_onnx):
     bad = Comparison(max_difference=1.0, max_score=1.0, label_agreement=0.5, images=1)
     monkeypatch.setattr(offseg_d2.export.onnx_file, "compare", lambda *_: bad)
