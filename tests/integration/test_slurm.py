@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,10 @@ def submit_tiny(cluster, tmp_path_factory) -> Submit:
 
 @pytest.fixture(scope="module")
 def runs(submit_tiny, tmp_path_factory) -> dict[str, tuple[Path, submitit.Job]]:
-    """Jobs of all tests, queued at once because starting them takes longest."""
+    """Jobs of all tests, which run side by side because starting them takes longest.
+
+    One begins after the other: slurmd 22.05 may end when several steps are launched at one moment.
+    """
     root = tmp_path_factory.mktemp("runs")
     slow = {tiny_train.SECONDS: "1"}
     endless = ("SOLVER.MAX_ITER", 10_000)
@@ -72,10 +76,18 @@ def runs(submit_tiny, tmp_path_factory) -> dict[str, tuple[Path, submitit.Job]]:
         "cancelled": (endless, slow),
         "failing": ((), {tiny_train.FAIL_AT: "1:3"}),
     }
-    return {
-        kind: (root / kind, submit_tiny(root / kind, *options, **environment))
-        for kind, (options, environment) in kinds.items()
-    }
+    jobs = {}
+    for kind, (options, environment) in kinds.items():
+        job = submit_tiny(root / kind, *options, **environment)
+        wait_until(partial(has_begun, root / kind, job), f"job {job.job_id} on both nodes")
+        jobs[kind] = root / kind, job
+    return jobs
+
+
+def has_begun(directory: Path, job: submitit.Job) -> bool:
+    """Whether both tasks of a job write their logs."""
+    names = {path.name for path in directory.glob(f"jobs/*/{job.job_id}_*_log.out")}
+    return names == {f"{job.job_id}_{task}_log.out" for task in range(2)}
 
 
 def result_of(job: submitit.Job) -> Any:
