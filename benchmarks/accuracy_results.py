@@ -156,7 +156,11 @@ def summary(rows: Sequence[Row], suite: Suite) -> str:
                 lines.append(_line(rows, condition, arm, values))
     digests = sorted({code["digest"] for row in rows for code in row["code"]})
     if len(digests) > 1:
-        lines += ["", f"The runs were made with {len(digests)} states of the code: {digests}."]
+        lines += [
+            "",
+            f"The runs were made with {len(digests)} states of the code: {digests}. An asterisk "
+            "marks a seed whose two runs were made by different ones.",
+        ]
     return "\n".join(lines)
 
 
@@ -172,8 +176,7 @@ def changes(rows: Sequence[Row], suite: Suite) -> str:
             if not differences:
                 continue
             change = estimate(list(differences.values()))
-            states = [_states(rows, condition, arm) for arm in (before, after)]
-            mixed = {seed for seed in differences if states[0][seed] != states[1][seed]}
+            mixed = _mixed(rows, condition, before, after) & differences.keys()
             cells = [ARM_TITLES[before], ARM_TITLES[after], condition or "-", str(change.count)]
             cells += [_pm(change, change.half_width, "+"), _by_seed(differences, mixed)]
             lines.append(f"| {' | '.join(cells)} |")
@@ -193,6 +196,12 @@ def _states(rows: Sequence[Row], condition: str, arm: str) -> dict[int, list[str
         for row in rows
         if (row["condition"], row["arm"]) == (condition, arm)
     }
+
+
+def _mixed(rows: Sequence[Row], condition: str, first: str, second: str) -> set[int]:
+    """Seeds of two arms whose runs were made by different states of the code."""
+    states, others = (_states(rows, condition, arm) for arm in (first, second))
+    return {seed for seed in states.keys() & others.keys() if states[seed] != others[seed]}
 
 
 def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
@@ -239,7 +248,7 @@ def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, fl
     if differences:
         difference = estimate(list(differences.values()))
         cells.append(_pm(difference, difference.half_width, "+"))
-        cells.append(_by_seed(differences))
+        cells.append(_by_seed(differences, _mixed(rows, condition, "plain", arm)))
     else:
         cells += ["", ""]
     return f"| {' | '.join(cells)} |"

@@ -49,7 +49,11 @@ def merge_groups(path: str, groups: list[dict[str, Any]], keys: Sequence[str]) -
 
 
 def check_group(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, one: bool, own: Sequence[str]
+    parser: argparse.ArgumentParser,
+    args: argparse.Namespace,
+    one: bool,
+    own: Sequence[str],
+    keys: Sequence[str],
 ) -> None:
     """End the program with one line if arguments would be ignored, or the output not merged.
 
@@ -58,6 +62,7 @@ def check_group(
         args: of the program.
         one: whether they name a group.
         own: names of the arguments of a group.
+        keys: that every group of an output has.
     """
     if one and args.plan:
         parser.error("`--plan` must stand without a group: it prints the commands of all of them.")
@@ -65,11 +70,20 @@ def check_group(
         if getattr(args, name) != parser.get_default(name):
             option = "--" + name.replace("_", "-")
             parser.error(f"`{option}` must stand with a group: the plan has its own for each.")
-    if args.output:
-        try:
-            read_groups(args.output)
-        except ValueError as error:  # that of text that is no JSON, too
-            parser.error(f"`--output` must be a file of this benchmark, but: {error}")
+    if not args.output:
+        return
+    if PathManager.isdir(args.output):
+        parser.error(f"`--output` must be a file, but {args.output} is a folder.")
+    try:
+        groups = read_groups(args.output)
+    except ValueError as error:  # that of text that is no JSON, too
+        parser.error(f"`--output` must be a file of this benchmark, but: {error}")
+    for group in groups:
+        if missing := [key for key in keys if key not in group]:
+            parser.error(
+                f"`--output` must be a file of this benchmark, but a group of {args.output} "
+                f"has no {missing}."
+            )
 
 
 def run_plan(script: str, plan: Sequence[Sequence[str]], args: argparse.Namespace) -> None:

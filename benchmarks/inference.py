@@ -235,7 +235,9 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print the commands of all groups")
     parser.add_argument("--output", default="", metavar="FILE", help="merge the groups into it")
     args = parser.parse_args()
-    check_group(parser, args, bool(args.models or args.peers), OWN_ARGUMENTS)
+    check_group(parser, args, bool(args.models or args.peers), OWN_ARGUMENTS, (*KEYS, "rows"))
+    if args.compile and not args.models:
+        parser.error("`--compile` must stand with `--models`: the peers are not compiled.")
     torch.set_num_threads(args.threads)
     if args.models or args.peers:
         groups = run_group(args)

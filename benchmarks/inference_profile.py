@@ -152,7 +152,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         rows = make_rows(profile.work, peak, rate, gelus)
         ms = {goal: round(1000 * timings[f"{goal} {form}"].median, 1) for goal in goals}
         sums = _sums(rows)
-        sums |= _calls(profile, sums, ms["logits"])
+        sums |= _calls(profile, sums)
         forms.append({"form": form, "ms": ms, **sums, "rows": rows})
     ratios = {
         goal: round(speedup(timings[f"{goal} {AUTHORS}"], timings[f"{goal} {DEPLOYED}"]), 2)
@@ -178,18 +178,17 @@ def _sums(rows: list[dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _calls(profile: Profile, sums: dict[str, float], logits_ms: float) -> dict[str, float]:
+def _calls(profile: Profile, sums: dict[str, float]) -> dict[str, float]:
     """What whole calls take, and what they would at best.
 
     Args:
         profile: of the form.
         sums: of its operations.
-        logits_ms: median of the calls that took turns with the other form.
     """
     call, shortest = round(1000 * profile.median, 1), round(1000 * profile.shortest, 1)
-    # Both medians are of whole calls; the machine was quieter during the lower one.
-    between = round(max(min(call, logits_ms) - sums["operations_ms"], 0.0), 1)
-    at_best = round(min(sums["best_ms"] + between, shortest), 1)
+    # Of calls that took turns; negative where timing each operation made them longer.
+    between = round(call - sums["operations_ms"], 1)
+    at_best = round(min(sums["best_ms"] + max(between, 0.0), shortest), 1)
     return {
         "call_ms": call,
         "shortest_ms": shortest,
@@ -275,7 +274,9 @@ def main() -> None:
     parser.add_argument("--plan", action="store_true", help="print the commands of all groups")
     parser.add_argument("--output", default="", metavar="FILE", help="merge the group into it")
     args = parser.parse_args()
-    check_group(parser, args, bool(args.model), ("size", "min_repeats", "repeats"))
+    check_group(
+        parser, args, bool(args.model), ("size", "min_repeats", "repeats"), (*KEYS, "forms")
+    )
     if args.model:
         torch.set_num_threads(args.threads)
         result = measure(args)

@@ -58,8 +58,7 @@ def accuracy(result: dict[str, Any]) -> Iterator[str]:
         if table := changes(rows, SUITES[name]):
             yield (
                 "What single changes do, between arms whose recipes differ in nothing else, by "
-                "seed and with the 95 % interval of the mean (of each line alone). Runs of a seed "
-                "with an asterisk were made by different states of the code:"
+                "seed and with the 95 % interval of the mean (of each line alone):"
             )
             yield table
         yield from _plots(name, len(SUITES[name].conditions) > 1)

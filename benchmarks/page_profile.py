@@ -77,9 +77,13 @@ def _group(group: dict[str, Any]) -> Iterator[str]:
         ]
         yield table(HEADER, [*map(_row, form["rows"]), total])
         yield (
-            f"Whole calls between them take {number(form['call_ms'])} ms, at the shortest "
-            f"{number(form['shortest_ms'])} ms; {number(form['between_ms'])} ms lie between the "
-            "operations."
+            f"Whole calls in turn with these take {number(form['call_ms'])} ms, at the shortest "
+            f"{number(form['shortest_ms'])} ms; "
+            + (
+                f"{number(form['between_ms'])} ms lie between the operations."
+                if form["between_ms"] > 0
+                else "what lies between the operations is less than their timing adds."
+            )
         )
 
 
@@ -115,12 +119,11 @@ def _limit(deployed: dict[str, Any], goal: dict[str, Any], repeats: int) -> str:
     return (
         f" With every operation at the shortest of {repeats} calls at once it would take "
         f"{number(deployed['at_best_ms'])} ms to the logits"
-        + (f" and {number(after)} ms from there" if after else "")
+        + (f" and {number(after)} ms from there, together {number(needed)} ms" if after else "")
         + (
-            f", together {number(needed)} ms: **more than the target**, which needs other "
-            "operations than these, or fewer."
+            ": **more than the target**, which needs faster operations, others, or fewer."
             if needed > goal["target_ms"]
-            else f", together {number(needed)} ms, which would meet the target."
+            else ", which would meet the target."
         )
     )
 

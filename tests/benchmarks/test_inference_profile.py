@@ -3,6 +3,7 @@
 import argparse
 import copy
 import functools
+import json
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -149,13 +150,14 @@ def test_targets_are_those_of_the_model() -> None:
 
 
 def test_calls_tell_what_lies_between_and_what_is_best() -> None:
-    sums = {"operations_ms": 90.0, "best_ms": 80.0}
-    calls = functools.partial(inference_profile._calls, sums=sums)
-    found = calls(kinds.Profile({}, 0.11, 0.105), logits_ms=100.0)
-    assert (found["between_ms"], found["at_best_ms"]) == (10, 90)  # the machine was quieter before
-    assert calls(kinds.Profile({}, 0.11, 0.105), logits_ms=120.0)["between_ms"] == 20
-    assert calls(kinds.Profile({}, 0.11, 0.085), logits_ms=120.0)["at_best_ms"] == 85
-    assert calls(kinds.Profile({}, 0.08, 0.08), logits_ms=120.0)["between_ms"] == 0
+    calls = functools.partial(
+        inference_profile._calls, sums={"operations_ms": 90.0, "best_ms": 80.0}
+    )
+    found = calls(kinds.Profile({}, 0.11, 0.105))
+    assert (found["between_ms"], found["at_best_ms"]) == (20, 100)
+    assert calls(kinds.Profile({}, 0.11, 0.085))["at_best_ms"] == 85
+    found = calls(kinds.Profile({}, 0.085, 0.083))
+    assert (found["between_ms"], found["at_best_ms"]) == (-5, 80)
 
 
 def test_section_tells_every_group(result: dict) -> None:
@@ -199,8 +201,10 @@ def test_the_plan_is_printed_and_each_of_its_groups_is_measured(
         monkeypatch.setattr("sys.argv", shlex.split(line)[1:])
         inference_profile.main()
     groups = common.read_groups(str(path))
-    assert len(groups) == len(lines) == len(inference_profile.PLAN)
-    assert {group["model"] for group in groups} <= set(forms.MODELS)
+    assert [(group["model"], group["size"]) for group in groups] == [
+        *((f"offseg_{size}", [512, 512]) for size in "tbl"),
+        ("offseg_t", [1024, 2048]),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +214,8 @@ def test_the_plan_is_printed_and_each_of_its_groups_is_measured(
         (["--min-repeats", "3"], "`--min-repeats` must stand with a group"),
         (["--plan", "--model", "offseg_t"], "`--plan` must stand without a group"),
         (["--model", "offseg_t", "--output", "old.json"], "old.json` must hold a list `groups`"),
+        (["--model", "offseg_t", "--output", "other.json"], "other.json has no ['forms']"),
+        (["--model", "offseg_t", "--output", "."], "`--output` must be a file, but . is a folder"),
         (["--model", "offseg_t", "--output", "no.json"], "`--output` must be a file of this"),
     ],
 )
@@ -223,6 +229,8 @@ def test_arguments_that_would_be_ignored_are_refused_before_measuring(
     monkeypatch.chdir(tmp_path)
     Path("old.json").write_text('{"model": "offseg_t"}')
     Path("no.json").write_text("no json")
+    other = {"model": "offseg_t", "size": [1, 1], "dtype": "float32", "threads": 2, "rows": []}
+    Path("other.json").write_text(json.dumps({"groups": [other]}))
     monkeypatch.setattr("sys.argv", ["inference_profile.py", *arguments])
     monkeypatch.setattr(inference_profile, "measure", lambda args: pytest.fail("measured"))
     with pytest.raises(SystemExit) as ended:
@@ -237,6 +245,10 @@ def test_section_tells_every_number(result: dict) -> None:
         for key in ("calls", "ms", "best_ms", "megabytes", "floor_ms"):
             changed = copy.deepcopy(result)
             changed["forms"][form]["rows"][0][key] += 7
+            assert _page(changed) != before, key
+        for key in ("call_ms", "shortest_ms", "between_ms", "operations_ms", "best_ms"):
+            changed = copy.deepcopy(result)
+            changed["forms"][form][key] = 12345.0  # what lies between may be negative before
             assert _page(changed) != before, key
 
 
@@ -265,6 +277,6 @@ def test_a_target_that_the_operations_cannot_meet_is_told(result: dict) -> None:
     deployed["at_best_ms"] = 115.0
     deployed["ms"]["logits"] = 150.0
     goal.update(times_as_fast=3.0, target=4.0, deployed_ms=150.0, target_ms=114.0)
-    assert "together 115 ms: **more than the target**" in _page(changed)
+    assert "would take 115 ms to the logits: **more than the target**" in _page(changed)
     goal["target_ms"] = 116.0
-    assert "together 115 ms, which would meet the target" in _page(changed)
+    assert "115 ms to the logits, which would meet the target" in _page(changed)
