@@ -49,12 +49,13 @@ def test_tasks_reach_screen_and_json(monkeypatch, capfd, tmp_path):
 
 
 def test_training_needs_more_memory_than_inference():
-    inputs = InputSpec(64, 64)
+    inputs = InputSpec(256, 256)  # large enough for what libraries load by the way not to count
     peaks = {}
     for step in ("inference", "training"):
         peaks[step] = run_step(offseg_config(*SMALL_OFFSEG), step, inputs)
         assert 0 < peaks[step].before <= peaks[step].peak
-    assert peaks["training"].peak >= peaks["inference"].peak
+    beyond = {step: peak.peak - peak.before for step, peak in peaks.items()}
+    assert beyond["training"] > 1.5 * beyond["inference"], beyond
 
 
 @pytest.mark.slow
