@@ -113,3 +113,10 @@ def _cell(value: Any) -> str:
 def ordered_sections() -> Iterator[tuple[str, Section]]:
     """Name and section, from top to bottom."""
     yield from sorted(SECTIONS.items(), key=lambda item: (item[1].order, item[0]))
+
+
+def setting_line(group: dict[str, Any], batch: int) -> str:
+    """Batch, size in pixels, type and threads of a group of results."""
+    height, width = group["size"]
+    threads = group["threads"]
+    return f"{batch} × {height}×{width}, {group['dtype']}, {threads} thread{'s' * (threads != 1)}"

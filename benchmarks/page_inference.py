@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from page import machine_line, number, percent, section, table
+from page import machine_line, number, percent, section, setting_line, table
 
 COMMAND = "python benchmarks/inference.py --output benchmarks/results/inference.json"
 BASELINE = "authors' order"
@@ -57,12 +57,7 @@ def _by_setting(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def _setting(group: dict[str, Any]) -> str:
-    height, width = group["size"]
-    threads = group["threads"]
-    return (
-        f"{group['batch']} × {height}×{width}, {group['dtype']}, "
-        f"{threads} thread{'s' * (threads != 1)}"
-    )
+    return setting_line(group, group["batch"])
 
 
 def _form_rows(group: dict[str, Any]) -> Iterator[list[Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from page import machine_line, number, percent, section, table
+from page import machine_line, number, percent, section, setting_line, table
 
 COMMAND = (
     "python benchmarks/inference_profile.py --output benchmarks/results/inference_profile.json"
@@ -50,12 +50,7 @@ def inference_profile(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _name(group: dict[str, Any]) -> str:
-    height, width = group["size"]
-    threads = group["threads"]
-    return (
-        f"{group['model']}, 1 × {height}×{width}, {group['dtype']}, "
-        f"{threads} thread{'s' * (threads != 1)}"
-    )
+    return f"{group['model']}, {setting_line(group, batch=1)}"
 
 
 def _group(group: dict[str, Any]) -> Iterator[str]:
