@@ -32,8 +32,8 @@ from accuracy_rows import Run, list_runs
 from accuracy_runs import ROOT, TRAIN, Attempt, BusyError, RunError
 from accuracy_suites import ARMS, DEFAULT_ARMS, SUITES, Suite
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
+from offseg_d2.utils.cli import report_user_errors
 
 _PATIENCE = 3600.0  # seconds
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"

@@ -12,8 +12,8 @@ from accuracy_suites import ARM_TITLES, ARMS, Suite
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from offseg_d2.checkpoint import write_atomically
-from offseg_d2.run_curves import Curve, draw_band, join_curves, to_png
+from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.curves import Curve, draw_band, join_curves, to_png
 
 _PALETTE = (
     "#555555",

@@ -19,7 +19,7 @@ from accuracy_suites import ARM_TITLES, ARMS, CHANGES, Suite
 from common import machine
 from scipy.stats import t as student
 
-from offseg_d2.checkpoint import write_atomically
+from offseg_d2.utils.io import write_atomically
 
 Row = dict[str, Any]
 _CONFIDENCE = 0.95

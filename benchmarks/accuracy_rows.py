@@ -8,7 +8,7 @@ from typing import Any
 
 from accuracy_suites import ARMS, Suite
 
-from offseg_d2.checkpoint import write_atomically
+from offseg_d2.utils.io import write_atomically
 
 _SCORES = ("mIoU", "pACC", "mBIoU")
 

@@ -20,8 +20,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from offseg_d2.analysis import InputSpec, Network, count_macs
-from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import load_config
+from offseg_d2.utils.io import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 # dataset -> height and width, as the paper has them

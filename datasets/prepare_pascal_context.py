@@ -13,9 +13,9 @@ interrupt it and run it again at will. ``python -X dev`` shows where an error wa
 import argparse
 import os
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.data.datasets import datasets_root
 from offseg_d2.data.datasets.pascal_context_json import ANNOTATION_FILE, convert_annotations
+from offseg_d2.utils.cli import report_user_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -22,7 +22,7 @@ warnings.filterwarnings(
 _PUBLIC_NAMES: dict[str, str] = {
     "OffsetClassifier": "offseg_d2.modeling.classifiers",
     "OffsetLearning": "offseg_d2.modeling.offset_learning",
-    "Segmenter": "offseg_d2.segmenter",
+    "Segmenter": "offseg_d2.inference.segmenter",
     "SemSegEvaluator": "offseg_d2.evaluation",
     "Trainer": "offseg_d2.engine",
     "add_offseg_config": "offseg_d2.config",

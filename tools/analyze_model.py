@@ -21,9 +21,9 @@ import torch
 from torch import nn
 
 from offseg_d2 import analysis
-from offseg_d2.checkpoint import write_atomically
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_atomically
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 

@@ -17,7 +17,6 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.data.inspection import (
     check_datasets,
     file_stem,
@@ -27,6 +26,7 @@ from offseg_d2.data.inspection import (
     require_writable_folder,
     write_file,
 )
+from offseg_d2.utils.cli import report_user_errors
 
 
 def parse_args() -> argparse.Namespace:

@@ -24,9 +24,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
-from offseg_d2.checkpoint import convert_file, write_atomically
-from offseg_d2.cli import report_user_errors
+from offseg_d2.checkpoint import convert_file
 from offseg_d2.config import load_config
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_atomically
 
 
 def write_weights(path: str, state_dict: dict[str, Tensor]) -> None:

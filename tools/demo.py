@@ -21,14 +21,21 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
-from offseg_d2.demo import LabelMaps, draw_files, draw_video, make_folder, plan, show_camera
-from offseg_d2.drawing import STYLES, DrawOptions
 from offseg_d2.export import OnnxSegmenter
-from offseg_d2.predictor import Predictor
+from offseg_d2.inference.demo import (
+    LabelMaps,
+    draw_files,
+    draw_video,
+    make_folder,
+    plan,
+    show_camera,
+)
+from offseg_d2.inference.predictor import Predictor
+from offseg_d2.inference.segmenter import Segmenter
 from offseg_d2.process_memory import keep_freed_memory
-from offseg_d2.segmenter import Segmenter
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.visualization.drawing import STYLES, DrawOptions
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from offseg_d2 import OffsetLearning
-from offseg_d2.cli import report_user_errors
+from offseg_d2.utils.cli import report_user_errors
 
 COLORS, MARKERS = ("#0072B2", "#D55E00", "#009E73"), ("o", "^", "s")
 DIRECTIONS = torch.tensor([[0.0, 1.0], [-(0.75**0.5), -0.5], [0.75**0.5, -0.5]])  # of the classes

@@ -16,7 +16,6 @@ import tempfile
 
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 from offseg_d2.export import (
     INPUT_TYPES,
@@ -28,7 +27,8 @@ from offseg_d2.export import (
     prepare_export,
     quantise,
 )
-from offseg_d2.predictor import Predictor
+from offseg_d2.inference.predictor import Predictor
+from offseg_d2.utils.cli import report_user_errors
 
 FORMATS = ("onnx", "onnx_int8", "torch_export")
 

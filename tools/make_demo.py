@@ -21,14 +21,15 @@ import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 from offseg_d2.data import label_map_of, read_image, read_label_map
 from offseg_d2.engine import Trainer, setup_run
 from offseg_d2.evaluation import metrics_from_confusion
-from offseg_d2.predictor import Predictor, write_picture
+from offseg_d2.inference.predictor import Predictor
 from offseg_d2.process_memory import keep_freed_memory
-from offseg_d2.visualization import enlarge, legend, overlay, side_by_side
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_picture
+from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs/shapes/offseg_t_offset_demo.yaml"
 NUM_PICTURES = 8

@@ -13,9 +13,9 @@ are a picture, OUTPUT.png, and a page with the picture and a table, OUTPUT.html.
 import argparse
 import os
 
-from offseg_d2.checkpoint import write_atomically
-from offseg_d2.cli import report_user_errors
-from offseg_d2.run_curves import draw_runs, group_runs, read_runs, render_page, to_png
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.curves import draw_runs, group_runs, read_runs, render_page, to_png
 
 
 def parse_args() -> argparse.Namespace:

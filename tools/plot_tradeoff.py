@@ -13,8 +13,8 @@ OffSeg paper, which come from counters that differ between families.
 import argparse
 
 from offseg_d2.analysis.tradeoff import AXES, PAPER, plot_tradeoff, read_rows, select_rows
-from offseg_d2.checkpoint import write_atomically
-from offseg_d2.cli import report_user_errors
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_atomically
 
 
 def parse_args() -> argparse.Namespace:

@@ -21,7 +21,6 @@ import offseg_d2  # noqa: F401  (first: it silences a warning that Detectron2 ca
 from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
 from offseg_d2.data.inspection import (
     file_stem,
@@ -29,8 +28,14 @@ from offseg_d2.data.inspection import (
     require_registered,
     require_writable_folder,
 )
-from offseg_d2.dataset_views import choose_records, draw_batch, draw_ground_truth, training_batches
-from offseg_d2.predictor import write_picture
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_picture
+from offseg_d2.visualization.dataset import (
+    choose_records,
+    draw_batch,
+    draw_ground_truth,
+    training_batches,
+)
 
 
 def parse_args() -> argparse.Namespace:

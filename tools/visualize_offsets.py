@@ -18,10 +18,10 @@ from functools import partial
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.config import load_config
-from offseg_d2.offset_views import draw_offset_picture
-from offseg_d2.predictor import write_picture
+from offseg_d2.inference.offset_views import draw_offset_picture
+from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import write_picture
 
 
 def parse_args() -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """Checkpoints: safe loading, atomic writing, resuming, and maps of foreign parameter names."""
 
-from .atomic_write import write_atomically
 from .checkpointer import SafeCheckpointer, StateDictConverter
 from .conversion import Conversion, convert, convert_file, convert_for_model
 from .run_folder import last_checkpoint
@@ -25,5 +24,4 @@ __all__ = [
     "last_checkpoint",
     "load_checkpoint_file",
     "load_state_dict_file",
-    "write_atomically",
 ]

@@ -23,7 +23,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from .atomic_write import remove_temporary_files, write_atomically
+from offseg_d2.utils.io import remove_temporary_files, write_atomically
+
 from .run_folder import (
     PERIODIC_NAME,
     RESUMABLE_NAME,

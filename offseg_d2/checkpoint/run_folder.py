@@ -5,7 +5,8 @@ import itertools
 import os
 import re
 
-from .atomic_write import write_atomically
+from offseg_d2.utils.io import write_atomically
+
 from .safe_load import CheckpointError
 
 PERIODIC_NAME = re.compile(r"model_(\d{7,})\.pth")
@@ -17,7 +18,7 @@ _OLD_RUN = "previous"
 
 def tag_last_checkpoint(directory: str, name: str) -> None:
     """Make ``last_checkpoint`` name this file; "" means that the run has saved nothing yet."""
-    write_atomically(os.path.join(directory, _LAST), lambda file: file.write(name.encode()))
+    write_atomically(os.path.join(directory, _LAST), name.encode())
 
 
 def last_checkpoint(directory: str) -> str:

@@ -55,7 +55,7 @@ _DAMAGE_ERRORS = (
 )
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint file cannot be used; the message names the file and the reason."""
 
 

@@ -12,7 +12,6 @@ from .defaults import (
 )
 from .evaluation import build_evaluator, evaluate
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
-from .launch import launch
 from .model_options import checkpoint_activations, deployed
 from .stopping import StopOnSignalHook
 from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
@@ -36,7 +35,6 @@ __all__ = [
     "default_writers",
     "deployed",
     "evaluate",
-    "launch",
     "seed_iteration",
     "setup_run",
     "software_versions",

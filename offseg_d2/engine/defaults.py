@@ -26,12 +26,12 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.data import adapt_to_folders
+from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
 
-from .watching import ProgressPrinter
+from .progress import ProgressPrinter
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     # An evaluation must not replace the configuration that a run was trained with.
     if comm.is_main_process() and not (args.eval_only and os.path.exists(path)):
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+        write_atomically(path, cfg.dump().encode())
     return cfg
 
 

@@ -16,7 +16,6 @@ from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
 from detectron2.utils import comm
 from torch import nn
 
-from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.data import (
     IGNORE_LABEL,
@@ -33,7 +32,8 @@ from offseg_d2.evaluation import (
     SemSegEvaluator,
     to_class_ids,
 )
-from offseg_d2.visualization import class_colors
+from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.overlay import class_colors
 
 from .defaults import software_versions
 from .model_options import deployed
@@ -103,7 +103,7 @@ def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> Evaluati
     path = os.path.join(output_dir, "config.yaml")  # that of the run may be another
     if comm.is_main_process():
         os.makedirs(output_dir, exist_ok=True)
-        write_atomically(path, lambda file: file.write(cfg.dump().encode()))
+        write_atomically(path, cfg.dump().encode())
     return EvaluationReport(
         output_dir,
         metadata.stuff_classes,

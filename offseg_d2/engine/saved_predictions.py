@@ -18,11 +18,11 @@ from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from offseg_d2.checkpoint import write_atomically
 from offseg_d2.config import ConfigError
 from offseg_d2.evaluation import PredictionFolder, to_class_ids
 from offseg_d2.modeling import build_evaluation_model
-from offseg_d2.visualization import class_colors
+from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.overlay import class_colors
 
 logger = logging.getLogger(__name__)
 
@@ -139,5 +139,5 @@ def _claim(directory: str, origin: dict[str, str]) -> None:
         )
     if comm.is_main_process():
         os.makedirs(os.path.dirname(note) or ".", exist_ok=True)
-        write_atomically(note, lambda file: file.write(json.dumps(origin, indent=1).encode()))
+        write_atomically(note, json.dumps(origin, indent=1).encode())
     comm.synchronize()

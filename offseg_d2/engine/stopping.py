@@ -10,8 +10,9 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
+from offseg_d2.distributed.launch import end_watch
+
 from .hooks import SaveCheckpoint, periodic_name
-from .launch import end_watch
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from torch import nn
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
 from offseg_d2.data import build_test_loader, build_train_loader, require_registered
+from offseg_d2.distributed.rank_info import restarts
 from offseg_d2.modeling import build_evaluation_model
 
 from .defaults import (
@@ -35,11 +36,10 @@ from .ema import WeightAverage, WeightAverageHook
 from .evaluation import build_evaluator
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
-from .places import restarts
+from .progress import OffsetLengthHook, ValidationPictures
 from .sampler_state import check_sampler, sampler_state
 from .stopping import StopOnSignalHook
 from .train_loop import Batch, GradScalerState, TrainLoop
-from .watching import OffsetLengthHook, ValidationPictures
 
 logger = logging.getLogger(__name__)
 

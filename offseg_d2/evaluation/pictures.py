@@ -9,8 +9,8 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.checkpoint import write_atomically
-from offseg_d2.visualization import legend, overlay, side_by_side
+from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.overlay import legend, overlay, side_by_side
 
 from .observers import EvaluationObserver
 from .report_examples import ImageReader, read_photograph
@@ -70,7 +70,7 @@ class PictureWriter(EvaluationObserver):
         options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
         encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), options)[1]
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomically(path, lambda file: file.write(encoded.tobytes()))
+        write_atomically(path, encoded.tobytes())
         return path
 
     def _draw(

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.checkpoint import write_atomically
+from offseg_d2.utils.io import write_atomically
 
 from .confusion import metrics_from_confusion
 from .observers import EvaluationObserver
@@ -284,4 +284,4 @@ def _to_json(document: Mapping[str, Any]) -> str:
 
 
 def _write(path: str, text: str) -> None:
-    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+    write_atomically(path, text.encode("utf-8"))

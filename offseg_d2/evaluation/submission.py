@@ -24,7 +24,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from offseg_d2.checkpoint import write_atomically
+from offseg_d2.utils.io import write_atomically
 
 # trainId -> id of github.com/mcordts/cityscapesScripts, helpers/labels.py
 CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offseg_d2.data.atomic_write import write_atomically
 from offseg_d2.export.check import Comparison, ExportMismatchError, compare, sample_images
 from offseg_d2.export.description import KEY, ModelDescription
 from offseg_d2.export.folding import fold
 from offseg_d2.export.graph import SegmentationGraph
 from offseg_d2.export.requirements import require
 from offseg_d2.export.runtime import open_session
+from offseg_d2.utils.io import write_atomically
 
 OPSET = 18  # the oldest that the exporter writes without converting
 _INPUT, _OUTPUTS = "image", ("logits", "labels")

@@ -12,11 +12,11 @@ import torch
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
-from offseg_d2.data.atomic_write import write_atomically
 from offseg_d2.export.check import Comparison, ExportMismatchError, compare
 from offseg_d2.export.description import ModelDescription
 from offseg_d2.export.graph import OneOutput, SegmentationGraph
 from offseg_d2.export.onnx_file import check_batches, dynamic_shapes, example_image
+from offseg_d2.utils.io import write_atomically
 
 DESCRIPTION_FILE = "offseg_d2.json"
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.cli import report_user_errors
 from offseg_d2.process_memory import keep_freed_memory
+from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.web.uploads import Limits
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")

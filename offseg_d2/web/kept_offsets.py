@@ -9,7 +9,7 @@ import threading
 import weakref
 from dataclasses import dataclass, field
 
-from offseg_d2.offset_trace import OffsetTrace
+from offseg_d2.visualization.offset_trace import OffsetTrace
 
 KEPT_BYTES = 1 << 30
 

@@ -1,11 +1,11 @@
-"""Maps of what the offsets of a model do to an image, see :mod:`offseg_d2.offset_trace`."""
+"""Maps of what the offsets do to an image, see :mod:`offseg_d2.visualization.offset_trace`."""
 
 import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity
 
-from offseg_d2.offset_figure import offset_lengths
-from offseg_d2.offset_trace import OffsetTrace
+from offseg_d2.visualization.offset_figure import offset_lengths
+from offseg_d2.visualization.offset_trace import OffsetTrace
 from offseg_d2.web.pictures import Heat
 
 SIMILARITY = "Similarity with a class"

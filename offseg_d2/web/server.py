@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.segmenter import Segmenter
+from offseg_d2.inference.segmenter import Segmenter
 from offseg_d2.web.arguments import LOCAL_HOSTS, Arguments, free_port
 from offseg_d2.web.downloads import file_stem
 from offseg_d2.web.uploads import Limits, UploadError, read_upload

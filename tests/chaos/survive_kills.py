@@ -29,7 +29,7 @@ import torch
 from offseg_d2.checkpoint import load_checkpoint_file
 from offseg_d2.engine import Trainer
 from tests.common import SMALL_OFFSEG, offseg_config, seed_all
-from tests.engine.ranks import Ended, run_ranks
+from tests.distributed.ranks import Ended, run_ranks
 
 ITERATIONS, PERIOD = 40, 2
 # Writing a checkpoint takes milliseconds; this makes it long enough to be hit, in seconds.

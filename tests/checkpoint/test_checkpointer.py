@@ -9,8 +9,8 @@ import torch
 from offseg_d2.checkpoint import (
     CheckpointError,
     CorruptCheckpointError,
-    write_atomically,
 )
+from offseg_d2.utils.io import write_atomically
 from tests.checkpoint.runs import Run, assert_same, make_model
 
 

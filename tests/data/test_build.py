@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 
 import offseg_d2
-from offseg_d2.cli import USER_ERRORS
 from offseg_d2.data import DataFileError, build_test_loader, build_train_loader
+from offseg_d2.utils.cli import USER_ERRORS
 from tests.data.common import camvid_cfg, write_camvid
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from offseg_d2.engine import Trainer, setup_run
-from offseg_d2.predictor import Predictor
+from offseg_d2.inference.predictor import Predictor
 from tests.common import SMALL_OFFSEG, offseg_config
 
 

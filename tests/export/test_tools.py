@@ -18,7 +18,7 @@ from PIL import Image
 from offseg_d2.config import load_config
 from offseg_d2.data.datasets import ShapesParams, register_shapes
 from offseg_d2.export import OnnxSegmenter, export_onnx, load_torch
-from offseg_d2.predictor import Predictor
+from offseg_d2.inference.predictor import Predictor
 from tests.common import ROOT, assert_close, seed_all, spread_weights
 from tests.docs.pages import blocks
 from tests.export.tiny import picture, prepared

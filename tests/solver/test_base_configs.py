@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
 
-from offseg_d2.config import CN, load_config
+from offseg_d2.config import load_config
 
 BASE = Path(__file__).resolve().parents[2] / "configs/base"
 
 
-def load(schedule: str, tmp_path) -> CN:
+def load(schedule: str, tmp_path) -> CfgNode:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"_BASE_: [{BASE}/runtime.yaml, {BASE}/schedules/{schedule}.yaml]\n")
     return load_config(str(path))

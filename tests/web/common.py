@@ -8,7 +8,7 @@ import torch
 
 from offseg_d2.config import load_config
 from offseg_d2.engine import Trainer
-from offseg_d2.segmenter import Segmenter
+from offseg_d2.inference.segmenter import Segmenter
 from offseg_d2.web.uploads import Limits
 from offseg_d2.web.workbench import LoadedModel, Workbench
 from tests.common import ROOT, SMALL_OFFSEG, seed_all, spread_weights

@@ -151,7 +151,7 @@ def test_failure_of_a_model_shows_no_details(single, image, error, message, monk
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("offseg_d2.predictor.Predictor.label_map", fail)
+    monkeypatch.setattr("offseg_d2.inference.predictor.Predictor.label_map", fail)
     session, text, _ = single.analyse(image)
     assert session is None and message in text and "secret" not in text
 

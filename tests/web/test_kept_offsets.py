@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from offseg_d2.modeling.offset_learning import OffsetLearning
-from offseg_d2.offset_trace import OffsetTrace
+from offseg_d2.visualization.offset_trace import OffsetTrace
 from offseg_d2.web.actions import Actions, Choices
 from offseg_d2.web.kept_offsets import KeptOffsets, Offsets, trace_bytes
 from offseg_d2.web.offset_maps import FEATURE_OFFSET, SIMILARITY

@@ -18,7 +18,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 from tqdm import tqdm
 
-from ..atomic_write import write_atomically
+from offseg_d2.utils.io import write_atomically
+
 from .pascal_context import CATEGORIES, LABEL_DIR, LIST_DIR, PASCAL_CONTEXT_60_CLASSES
 
 ANNOTATION_FILE = "trainval_merged.json"

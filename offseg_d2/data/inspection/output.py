@@ -5,7 +5,7 @@ import re
 
 from detectron2.utils.file_io import PathManager
 
-from ..atomic_write import write_atomically
+from offseg_d2.utils.io import write_atomically
 
 
 def require_writable_folder(path: str, option: str) -> None:

@@ -1,0 +1,6 @@
+"""The configuration: every key of the project, and how one is loaded."""
+
+from .defaults import add_offseg_config
+from .load import ConfigError, load_config, load_config_text
+
+__all__ = ["ConfigError", "add_offseg_config", "load_config", "load_config_text"]

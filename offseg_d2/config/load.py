@@ -1,0 +1,134 @@
+"""Configurations from YAML files, checkpoints and the command line, with one-sentence errors."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import yaml
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+from detectron2.utils.file_io import PathManager
+
+from .defaults import add_offseg_config
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; its message is one sentence for the user."""
+
+
+def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+    """Defaults of Detectron2 and offseg_d2, then the file (and its `_BASE_`), then ``opts``.
+
+    Args:
+        config_file: path of a YAML file; only plain YAML is accepted, no Python tags. "" uses
+            the defaults alone.
+        opts: KEY VALUE pairs, as on the command line.
+
+    Returns:
+        a configuration that is not frozen yet.
+
+    Raises:
+        ConfigError: for an absent or malformed file, an unknown key (naming the nearest ones) or
+            a value of the wrong type.
+    """
+    loaded = _read_yaml(config_file) if config_file else {}
+    return _build(loaded, f" of {config_file}", opts)
+
+
+def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
+    """As :func:`load_config`, from the text of a whole configuration such as checkpoints carry.
+
+    Args:
+        text: plain YAML.
+        source: where it comes from, for messages.
+        opts: KEY VALUE pairs.
+
+    Raises:
+        ConfigError: as :func:`load_config`.
+    """
+    try:
+        loaded = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ConfigError(f"The configuration in {source} is not plain YAML: {reason}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"The configuration in {source} must be a mapping, but is {loaded!r}.")
+    return _build(loaded, f" in {source}", opts)
+
+
+def _build(loaded: dict[str, Any], where: str, opts: Sequence[str]) -> CN:
+    cfg = get_cfg()
+    add_offseg_config(cfg)
+    _merge(cfg, loaded, where)
+    if len(opts) % 2:
+        raise ConfigError(f"Options must be KEY VALUE pairs, but are {len(opts)}: {list(opts)}.")
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        _set(cfg, key, value, " on the command line")
+    return cfg
+
+
+def _read_yaml(config_file: str) -> dict[str, Any]:
+    if not PathManager.isfile(config_file):
+        raise ConfigError(f"The configuration file {config_file} does not exist.")
+    try:
+        # Detectron2's own merge_from_file falls back to a loader that executes Python tags.
+        loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise ConfigError(f"`_BASE_` of {config_file} names an absent file: {error}.") from None
+    except OSError as error:
+        raise ConfigError(f"{config_file} cannot be read: {error}.") from None
+    except RecursionError:
+        raise ConfigError(f"`_BASE_` of {config_file} leads back to the file itself.") from None
+    except (yaml.YAMLError, UnicodeError, AttributeError, TypeError, AssertionError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")  # PyYAML's are of several lines
+        raise ConfigError(f"{config_file} is not a plain YAML configuration: {reason}.") from None
+    if not isinstance(loaded, dict):
+        raise ConfigError(f"{config_file} must hold a mapping of keys, but holds {loaded!r}.")
+    return loaded
+
+
+def _merge(cfg: CN, loaded: dict[str, Any], where: str) -> None:
+    for key, value in _leaves(loaded):
+        _set(cfg, key, value, where)
+
+
+def _set(cfg: CN, key: str, value: Any, where: str) -> None:
+    """Set one key; ``value`` may be text as on the command line."""
+    _check_known(cfg, key, where)
+    old = dict(_leaves(cfg))[key]
+    # "1" and "6e-5" are numbers as well, though YAML disagrees.
+    if isinstance(old, float) and not isinstance(value, bool):
+        with contextlib.suppress(TypeError, ValueError):
+            value = float(value)
+    try:
+        cfg.merge_from_list([key, value])
+        if old is not None and dict(_leaves(cfg))[key] is None:  # yacs lets an empty value pass
+            raise ValueError
+    except (ValueError, AssertionError):
+        raise ConfigError(
+            f"`{key}`{where} must be of type {type(old).__name__}, such as {old!r}, "
+            f"but is {value!r}."
+        ) from None
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _check_known(cfg: CN, key: str, where: str) -> None:
+    known = [name for name, _ in _leaves(cfg)]
+    if key in known:
+        return
+    if any(name.startswith(f"{key}.") for name in known):
+        raise ConfigError(f"`{key}`{where} is a group of keys and cannot be set as a whole.")
+    nearest = difflib.get_close_matches(key, known, n=3)
+    if not nearest:  # the same last name elsewhere
+        last = key.rsplit(".", 1)[-1]
+        nearest = [name for name in known if name.rsplit(".", 1)[-1] == last][:3]
+    hint = f" Did you mean {', '.join(f'`{name}`' for name in nearest)}?" if nearest else ""
+    raise ConfigError(f"`{key}`{where} is not a configuration key.{hint}")

@@ -1,0 +1,212 @@
+"""Prediction of single images, and the files of a demonstration.
+
+:class:`Predictor` is used like Detectron2's ``DefaultPredictor``, but resizes as the dataset mapper
+does, with OpenCV, and reads checkpoints of any known origin without executing anything.
+"""
+
+import glob
+import logging
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data.transforms import AugInput, AugmentationList
+from detectron2.utils.file_io import PathManager
+from torch import Tensor
+
+from offseg_d2.config import ConfigError
+from offseg_d2.data import build_augmentations, ensure_registered
+from offseg_d2.engine import Trainer, available_device, deployed
+from offseg_d2.modeling import AugmentedModel, build_evaluation_model
+from offseg_d2.visualization.overlay import to_labels
+
+logger = logging.getLogger(__name__)
+
+# What a folder is searched for; a file that is named itself may end as it likes.
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_WRITTEN_SUFFIXES = (".jpeg", ".jpg", ".png")  # others become .png
+
+
+class Predictor:
+    """A trained model for single images.
+
+    Args:
+        cfg: configuration; ``MODEL.WEIGHTS`` names the checkpoint, and the first of
+            ``DATASETS.TEST`` (else of ``DATASETS.TRAIN``) gives names and colours of the classes.
+        metadata: names and colours of the classes, where the dataset is not known.
+
+    Attributes:
+        cfg: configuration with the device that is really used.
+        model: in evaluation mode, as it was trained; with ``TEST.DEPLOY`` a faster copy predicts.
+        metadata: of the dataset.
+
+    Raises:
+        ConfigError: ``MODEL.WEIGHTS`` is empty, the dataset has another number of classes, or
+            ``TEST.DEPLOY`` is asked of a model that it does not know.
+        FileNotFoundError, CheckpointError: the checkpoint cannot be used.
+    """
+
+    def __init__(self, cfg: CfgNode, *, metadata: Metadata | None = None) -> None:
+        if not cfg.MODEL.WEIGHTS:
+            raise ConfigError("`MODEL.WEIGHTS` must name the file to predict with, but is ''.")
+        self.cfg = cfg.clone()
+        self.cfg.defrost()
+        self.cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
+        self.cfg.freeze()
+        self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
+        self._check_classes()
+        self._resizes = build_augmentations(self.cfg, is_train=False)
+        self.augmentations = AugmentationList(self._resizes)
+        self.model = Trainer.build_model(self.cfg).eval()
+        checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
+        checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
+        self._network = deployed(self.cfg, self.model)
+        self._evaluation_model = build_evaluation_model(self.cfg, self._network)
+
+    def _check_classes(self) -> None:
+        num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        known = len(getattr(self.metadata, "stuff_classes", []))
+        if not known:  # no data set is named
+            known, names = num_classes, [f"class {index}" for index in range(num_classes)]
+            self.metadata = Metadata(name=self.metadata.name, stuff_classes=names)
+        if num_classes != known:
+            raise ConfigError(
+                f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` must be {known} for dataset "
+                f"'{self.metadata.name}', but is {num_classes}."
+            )
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> Tensor:
+        """Predict one image.
+
+        Args:
+            image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
+
+        Returns:
+            (K, H, W) scores on the model's device; probabilities with test-time augmentation.
+        """
+        record = self.record(image)
+        if isinstance(self._evaluation_model, AugmentedModel):
+            return self._evaluation_model.mean_probabilities(record)
+        return self._network([record])[0]["sem_seg"]
+
+    def label_map(self, image: np.ndarray) -> np.ndarray:
+        """Predict the best class of each pixel; takes less memory and time than all scores.
+
+        Args:
+            image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
+
+        Returns:
+            (H, W) integer class ids.
+        """
+        return self.label_maps([image])[0]
+
+    @torch.inference_mode()
+    def label_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Predict several images together.
+
+        Those of one size for the network (:meth:`input_size`) go through it as one batch, others
+        one after another. An image's label map does not depend on the others, but for ties within
+        rounding.
+
+        Args:
+            images: each (H, W, 3) uint8 **BGR**, of any sizes; all are in memory at once.
+
+        Returns:
+            (H, W) integer class ids of each, in the same order.
+        """
+        if not images:
+            return []
+        outputs = self._evaluation_model([self.record(image) for image in images])
+        return [to_labels(output["sem_seg"]) for output in outputs]
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which the network sees an image of this height and width."""
+        for resize in self._resizes:
+            height, width = resize.draw_size(height, width)
+        return height, width
+
+    def record(self, image: np.ndarray) -> dict[str, Any]:
+        """What the model takes for an image."""
+        height, width = image.shape[:2]
+        aug_input = AugInput(image)
+        self.augmentations(aug_input)
+        resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
+        planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        return {"image": planes, "height": height, "width": width}
+
+
+def _metadata_of(dataset_names: Sequence[str]) -> Metadata:
+    try:
+        ensure_registered(dataset_names[:1])
+    except FileNotFoundError as error:  # a model may travel without its data
+        logger.warning("Classes have no names in the pictures: %s", error)
+    return MetadataCatalog.get(dataset_names[0] if dataset_names else "__unnamed__")
+
+
+def find_images(inputs: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
+    """List the images that ``inputs`` name, each once.
+
+    Args:
+        inputs: image files, folders (their images are taken, not those of folders inside) and
+            patterns such as ``"frames/*.jpg"``.
+        also: further suffixes that are taken from folders.
+
+    Raises:
+        ValueError: one of them matches nothing.
+    """
+    found: dict[str, None] = {}
+    suffixes = IMAGE_SUFFIXES + also
+    for name in inputs:
+        if PathManager.isdir(name):
+            entries = (os.path.join(name, entry) for entry in PathManager.ls(name))
+            matches = [path for path in entries if path.lower().endswith(suffixes)]
+        elif PathManager.isfile(name):
+            matches = [name]
+        else:
+            matches = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
+        if not matches:
+            raise ValueError(
+                f"`--input` must name images, folders of images or patterns of such, "
+                f"but nothing matches '{name}'."
+            )
+        found.update(dict.fromkeys(sorted(matches)))
+    return list(found)
+
+
+def output_paths(
+    images: Sequence[str], output_dir: str, suffixes: Mapping[str, str] | None = None
+) -> list[str]:
+    """Choose the picture files: named as the image; .jpg and .png stay, all others become .png.
+
+    Args:
+        images: files.
+        output_dir: folder.
+        suffixes: image -> suffix of its picture, where it is another one.
+
+    Raises:
+        ValueError: an image would be overwritten, or two images would share a picture file.
+    """
+    originals = {os.path.realpath(path): path for path in images}
+    chosen: dict[str, str] = {}  # picture -> image
+    for image in images:
+        stem, suffix = os.path.splitext(os.path.basename(image))
+        suffix = suffix if suffix.lower() in _WRITTEN_SUFFIXES else ".png"
+        suffix = (suffixes or {}).get(image, suffix)
+        path = os.path.join(output_dir, stem + suffix)
+        if os.path.realpath(path) in originals:
+            raise ValueError(
+                f"`--output` must be a folder where no image is overwritten, but '{path}' is one "
+                f"of the images; name another folder."
+            )
+        if path in chosen:
+            raise ValueError(
+                f"`--input` must name images of different names, but '{chosen[path]}' and "
+                f"'{image}' would both be drawn into '{path}'."
+            )
+        chosen[path] = image
+    return list(chosen)

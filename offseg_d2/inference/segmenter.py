@@ -1,0 +1,179 @@
+"""The shortest way from a checkpoint to a segmented image.
+
+::
+
+    from offseg_d2 import Segmenter
+
+    segment = Segmenter.from_checkpoint("output/demo/model_final.pth")
+    result = segment("street.jpg")
+    result.areas()          # {"road": 0.31, "sky": 0.22, ...}
+    result.save("street_overlay.png")
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import Metadata, MetadataCatalog
+from PIL import Image
+
+from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
+from offseg_d2.config import load_config, load_config_text
+from offseg_d2.data import read_image
+from offseg_d2.inference.predictor import Predictor
+from offseg_d2.utils.io import write_picture
+from offseg_d2.visualization.overlay import class_names, color_map, overlay
+
+ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A segmented image.
+
+    Attributes:
+        image: (H, W, 3) uint8 RGB.
+        labels: (H, W) integer class ids.
+        metadata: names and colours of the classes.
+    """
+
+    image: np.ndarray
+    labels: np.ndarray
+    metadata: Metadata
+
+    def areas(self) -> dict[str, float]:
+        """Share of the image of each class that is in it, the largest first."""
+        ids, counts = np.unique(self.labels, return_counts=True)
+        names = class_names(self.metadata, int(ids.max()) + 1)
+        order = counts.argsort()[::-1]
+        return {names[ids[i]]: float(counts[i]) / self.labels.size for i in order}
+
+    def mask(self, name: str) -> np.ndarray:
+        """Pixels of a class: (H, W) bool.
+
+        Raises:
+            ValueError: there is no class of this name.
+        """
+        names = class_names(self.metadata)
+        if name not in names:
+            raise ValueError(f"`name` must be one of {names}, but is {name!r}.")
+        return self.labels == names.index(name)
+
+    def overlay(self, opacity: float = 0.5) -> np.ndarray:
+        """The image under the colours of its classes: (H, W, 3) uint8 RGB."""
+        return overlay(self.image, self.labels, self.metadata, opacity=opacity)
+
+    def colors(self) -> np.ndarray:
+        """The pure colours of the classes: (H, W, 3) uint8 RGB."""
+        return color_map(self.labels, self.metadata)
+
+    def save(self, path: str, opacity: float = 0.5) -> None:
+        """Write the overlay; ``path`` ends in .png or .jpg."""
+        write_picture(path, self.overlay(opacity))
+
+
+class Segmenter:
+    """A trained model, called with images.
+
+    Args:
+        predictor: the model with its preprocessing.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str, *, config_file: str = "", device: str = "", opts: Sequence[str] = ()
+    ) -> "Segmenter":
+        """Load a model.
+
+        Args:
+            path: checkpoint. Those that this project trains carry their configuration and the
+                names of their classes.
+            config_file: configuration, for a checkpoint that carries none, or instead of it.
+            device: "cpu", "cuda", ...; by default that of the configuration if it is there.
+            opts: KEY VALUE pairs that change the configuration.
+
+        Raises:
+            FileNotFoundError, CheckpointError: the file is absent, damaged, or has no
+                configuration and none is given.
+            ConfigError: the configuration cannot be used.
+        """
+        content = load_checkpoint_file(path)
+        changes = [*opts, "MODEL.WEIGHTS", path, *(["MODEL.DEVICE", device] if device else [])]
+        if config_file:
+            cfg = load_config(config_file, changes)
+        elif isinstance(content.get("cfg"), str):
+            cfg = load_config_text(content["cfg"], path, changes)
+        else:
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must carry a configuration to be used alone, but has "
+                "none; name the configuration of the model too (config_file)."
+            )
+        return cls(Predictor(cfg, metadata=_classes_of(content, cfg)))
+
+    def __call__(self, image: ImageLike) -> Segmentation:
+        """Segment an image.
+
+        Args:
+            image: path, PIL image, or (H, W, 3) uint8 **RGB** (grey (H, W) too).
+
+        Raises:
+            FileNotFoundError, DataFileError: the file cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        return self.batch([image])[0]
+
+    def batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
+        """Segment several images; those of one size go through the network together.
+
+        Args:
+            images: as above, all in memory at once.
+
+        Returns:
+            what each would give alone, in the same order.
+
+        Raises:
+            FileNotFoundError, DataFileError: one of the files cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        rgb = [_to_rgb(image) for image in images]
+        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in rgb]
+        metadata = self.predictor.metadata
+        return [
+            Segmentation(picture, labels, metadata)
+            for picture, labels in zip(rgb, self.predictor.label_maps(bgr), strict=True)
+        ]
+
+
+def _to_rgb(image: ImageLike) -> np.ndarray:
+    if isinstance(image, str | os.PathLike):
+        return np.ascontiguousarray(read_image(os.fspath(image))[..., ::-1])
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not (isinstance(image, np.ndarray) and image.dtype == np.uint8):
+        what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
+        raise ValueError(f"`image` must be a path, a PIL image or uint8 values, but is {what}.")
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=2)
+    if image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise ValueError(f"`image` must have the shape (H, W, 3), but has {image.shape}.")
+    return image
+
+
+def _classes_of(content: dict, cfg: CfgNode) -> Metadata | None:
+    """Names and colours that the checkpoint carries; None where the data set is known here."""
+    classes = content.get("classes")
+    names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
+    known = names and hasattr(MetadataCatalog.get(names[0]), "stuff_classes")
+    if known or not isinstance(classes, dict) or "names" not in classes:
+        return None
+    colors = [tuple(color) for color in classes.get("colors", [])]
+    return Metadata(
+        name=names[0] if names else "checkpoint",
+        stuff_classes=[str(name) for name in classes["names"]],
+        **({"stuff_colors": colors} if colors else {}),
+    )

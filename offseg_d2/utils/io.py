@@ -1,0 +1,65 @@
+"""Files that are complete or not there at all, whatever kills the process that writes them."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from detectron2.utils.file_io import PathManager
+
+_PREFIX = ".tmp-offseg_d2-"
+
+
+def write_atomically(path: str, content: bytes | Callable[[BinaryIO], Any]) -> None:
+    """Write a file so that at any moment ``path`` is its old content or the complete new one.
+
+    Args:
+        path: file in a folder that exists. One that iopath does not keep on a disk
+            (``scheme://``) is left to iopath.
+        content: of the whole file, or a function that writes it to the open file it gets.
+
+    Raises:
+        OSError: it cannot be written; nothing is left behind.
+    """
+    write = (lambda file: file.write(content)) if isinstance(content, bytes) else content
+    if "://" in path:  # iopath offers no rename
+        with PathManager.open(path, "wb") as file:
+            write(file)
+        return
+    directory, basename = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(directory, f"{_PREFIX}{os.getpid()}-{basename}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise
+    # The new name is on the disk only once the directory is; some file systems cannot do that.
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def remove_temporary_files(directory: str) -> list[str]:
+    """Delete what a killed process left half-written in ``directory``; returns the names."""
+    names = [name for name in os.listdir(directory) if name.startswith(_PREFIX)]
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(os.path.join(directory, name))
+    return names
+
+
+def write_picture(path: str, picture: np.ndarray) -> None:
+    """Write a (H, W, 3) uint8 RGB picture as the suffix of ``path`` says."""
+    suffix = os.path.splitext(path)[1].lower()
+    encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
+    write_atomically(path, encoded.tobytes())

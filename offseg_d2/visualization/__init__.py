@@ -1,0 +1,1 @@
+"""Pictures: overlays, offsets, datasets, learning curves."""

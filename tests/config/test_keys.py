@@ -1,0 +1,53 @@
+"""Every configuration key is documented where it is defined."""
+
+import re
+from pathlib import Path
+
+from detectron2.config import get_cfg
+
+from offseg_d2 import config
+from offseg_d2.config import add_offseg_config
+from tests.config.test_load import at, keys_of
+
+
+def documented_keys() -> dict[str, str]:
+    """Key -> the comment directly above its assignment in the source."""
+    aliases = {"cfg": "", "head": "MODEL.SEM_SEG_HEAD."}
+    found: dict[str, str] = {}
+    comment = ""
+    for line in Path(config.__file__).read_text(encoding="utf-8").splitlines():
+        match = re.fullmatch(r"    (cfg|head)\.([A-Z0-9_.]+) = (.+)", line)
+        if line.startswith("    # "):
+            comment = f"{comment} {line.strip(' #')}"
+            continue
+        if match and match[3] != "CN()":
+            found[aliases[match[1]] + match[2]] = comment
+        if not (match and match[3] == "CN()"):  # a group may stand between comment and key
+            comment = ""
+    return found
+
+
+def test_every_new_key_has_a_line_of_meaning():
+    cfg, base = get_cfg(), set(keys_of(get_cfg()))
+    add_offseg_config(cfg)
+    new = set(keys_of(cfg)) - base
+    documented = documented_keys()
+    assert new <= documented.keys(), new - documented.keys()
+    undocumented = [key for key in sorted(new) if len(documented[key].split()) < 2]
+    assert not undocumented, undocumented
+
+
+def test_changed_defaults_of_detectron2_are_the_documented_ones():
+    cfg, base = get_cfg(), get_cfg()
+    add_offseg_config(cfg)
+    changed = {k for k in keys_of(base) if at(cfg, k) != at(base, k)}
+    listed = set(re.findall(r"cfg\.([A-Z0-9_.]+) =", _source_of("_change_defaults"))) | {
+        "INPUT.CROP.SINGLE_CATEGORY_MAX_AREA",
+        "SOLVER.POLY_LR_POWER",
+    }
+    assert changed <= listed, changed - listed
+
+
+def _source_of(function: str) -> str:
+    source = Path(config.__file__).read_text(encoding="utf-8")
+    return source.split(f"def {function}")[1].split("\ndef ")[0]

@@ -1,0 +1,215 @@
+"""Pictures: exact colours, readable names, legends, panels."""
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import Metadata
+
+from offseg_d2.visualization.overlay import (
+    SemSegVisualizer,
+    class_colors,
+    class_names,
+    color_map,
+    enlarge,
+    legend,
+    overlay,
+    side_by_side,
+    to_labels,
+)
+
+NAMES = ["sky", "road", "a rather long name"]
+COLORS = [[10, 20, 200], [200, 100, 0], [0, 160, 40]]
+METADATA = Metadata(name="three", stuff_classes=NAMES, stuff_colors=COLORS, ignore_label=255)
+EMPTY = Metadata(name="none")
+
+
+def noise_image(height: int, width: int) -> np.ndarray:
+    return np.random.randint(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def count_color(picture: np.ndarray, color: list[int]) -> int:
+    return int((picture == np.array(color, dtype=np.uint8)).all(axis=-1).sum())
+
+
+def test_scores_are_resized_before_the_best_class_is_chosen():
+    scores = torch.tensor([[[0.0, 1.0]], [[0.3, 0.3]]])
+    # Bilinear, the first class has 0, 0, 1/8, 3/8, ...; the nearest score would give 4 ones.
+    assert to_labels(scores, (1, 8)).tolist() == [[1, 1, 1, 0, 0, 0, 0, 0]]
+
+
+def test_half_precision_scores_that_need_gradients_are_accepted():
+    scores = torch.randn(3, 4, 5, dtype=torch.bfloat16, requires_grad=True)
+    assert to_labels(scores, (8, 10)).shape == (8, 10)
+
+
+def test_class_ids_are_resized_by_the_nearest_one():
+    labels = np.array([[0, 255], [7, 3]], dtype=np.uint8)
+    expected = np.kron(labels, np.ones((2, 3))).astype(int)
+    assert to_labels(labels, (4, 6)).tolist() == expected.tolist()
+    assert to_labels(labels[:, ::-1]).tolist() == [[255, 0], [3, 7]]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 2, 4, 5)])
+def test_neither_scores_nor_class_ids_is_an_error(shape):
+    with pytest.raises(ValueError, match=r"`sem_seg` must be \(K, H, W\) scores or .*float32"):
+        to_labels(torch.zeros(shape))
+
+
+def test_a_color_map_holds_the_colours_of_the_metadata_and_black_for_no_class():
+    labels = np.array([[0, 1, 2], [255, 3, -1]])
+    painted = color_map(labels, METADATA)
+    assert painted.dtype == np.uint8
+    assert painted[0].tolist() == COLORS
+    assert painted[1].tolist() == [[0, 0, 0]] * 3
+
+
+def test_colours_and_names_that_the_metadata_lacks_are_made_up():
+    colors = class_colors(EMPTY, 150)
+    assert len({tuple(color) for color in colors.tolist()}) == 150
+    assert class_names(EMPTY, 2) == ["class 0", "class 1"]
+    partly = Metadata(name="partly", stuff_classes=NAMES, stuff_colors=COLORS[:1])
+    assert class_colors(partly).shape == (3, 3)
+    assert class_colors(partly)[0].tolist() == COLORS[0]
+
+
+@pytest.mark.parametrize("opacity", [0.3, 0.8, 1.0])
+def test_an_overlay_mixes_every_pixel_with_the_colour_of_its_class(opacity):
+    image = noise_image(37, 53)
+    picture = overlay(image, np.full((37, 53), 1), METADATA, opacity=opacity)
+    expected = (1 - opacity) * image + opacity * np.array(COLORS[1])
+    assert picture.shape == image.shape
+    assert np.abs(picture - expected).max() <= 1.0
+
+
+def test_ignored_pixels_stay_as_they_are():
+    image = noise_image(24, 40)
+    labels = np.full((24, 40), 2, dtype=np.uint8)
+    labels[:, 20:] = 255
+    picture = overlay(image, labels, METADATA)
+    assert np.array_equal(picture[:, 20:], image[:, 20:])
+    assert (picture[:, :19] != image[:, :19]).any(axis=-1).mean() > 0.9
+
+
+def test_opacity_zero_gives_the_image():
+    image = noise_image(24, 40)
+    picture = overlay(image, np.random.randint(0, 3, (24, 40)), METADATA, opacity=0.0)
+    assert np.array_equal(picture, image)
+
+
+def test_an_impossible_opacity_is_an_error():
+    with pytest.raises(ValueError, match=r"opacity must be in 0\.\.1, but is 1\.5"):
+        overlay(noise_image(8, 8), np.zeros((8, 8), dtype=int), METADATA, opacity=1.5)
+
+
+def test_scores_of_any_size_are_drawn_over_the_whole_image():
+    image = np.zeros((40, 60, 3), dtype=np.uint8)
+    scores = torch.zeros(3, 10, 15)
+    scores[2] = 1.0
+    picture = overlay(image, scores, METADATA, opacity=1.0)
+    assert count_color(picture, COLORS[2]) == 40 * 60
+
+
+def test_an_overlay_can_be_larger_than_its_image():
+    image = noise_image(20, 30)
+    picture = overlay(image, np.zeros((20, 30), dtype=int), METADATA, scale=1.5)
+    assert picture.shape == (30, 45, 3)
+    assert enlarge(image, 0.5).shape == (10, 15, 3)
+
+
+@pytest.mark.parametrize(("side", "named"), [(319, False), (320, True)])
+def test_names_are_written_on_large_pictures_only(side, named):
+    image = np.full((side, side, 3), 90, dtype=np.uint8)
+    labels = np.zeros((side, side), dtype=int)
+    plain = overlay(image, labels, METADATA, names=False)
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) == 1
+    assert (not np.array_equal(overlay(image, labels, METADATA), plain)) == named
+
+
+class Recorder(SemSegVisualizer):
+    """Notes where names are written."""
+
+    def __init__(self, image: np.ndarray) -> None:
+        super().__init__(image, METADATA)
+        self.written: list[tuple[str, int, int]] = []
+
+    def draw_text(self, text, position, **options):
+        # Names are centred on the point below whose top edge Detectron2 asks for.
+        middle = position[1] + 0.65 * options["font_size"] * self.output.dpi / 72
+        self.written.append((text, round(position[0]), round(middle)))
+        return super().draw_text(text, position, **options)
+
+
+def written_names(labels: np.ndarray, **options) -> list[tuple[str, int, int]]:
+    recorder = Recorder(np.zeros((*labels.shape, 3), dtype=np.uint8))
+    recorder.draw_sem_seg(labels, **options)
+    return recorder.written
+
+
+def test_a_name_stands_on_its_own_class():
+    labels = np.zeros((300, 400), dtype=int)
+    labels[50:290, 100:340] = 1  # the centre of class 0 lies on class 1
+    labels[5:45, 250:398] = 2
+    written = written_names(labels)
+    assert len(written) == 3
+    assert all(NAMES[labels[y, x]] == text for text, x, y in written)
+
+
+def test_regions_too_thin_for_a_name_get_none_but_are_coloured():
+    labels = np.zeros((300, 400), dtype=int)
+    labels[:, 200] = 1
+    assert {text for text, _, _ in written_names(labels)} == {"sky"}
+    picture = overlay(np.zeros((300, 400, 3), np.uint8), labels, METADATA, opacity=1.0, names=False)
+    column = picture[:, 200].astype(int) - COLORS[1]
+    assert (column >= 0).all(), "the colour itself, lightened where it borders on another class"
+
+
+def test_names_never_cover_each_other():
+    labels = np.zeros((200, 200), dtype=int)
+    labels[100:116] = 1  # both are just wide enough, but lie one upon the other
+    labels[116:132] = 2
+    written = [entry for entry in written_names(labels) if entry[0] != "sky"]
+    assert len(written) == 1 or abs(written[0][2] - written[1][2]) >= 12
+
+
+def test_small_regions_are_left_without_name_on_request():
+    labels = np.zeros((200, 200), dtype=int)
+    labels[50:100, 50:150] = 1
+    assert len(written_names(labels)) == 2
+    assert [text for text, _, _ in written_names(labels, area_threshold=5001)] == ["sky"]
+
+
+def test_large_separate_regions_of_a_class_each_get_its_name():
+    labels = np.zeros((200, 300), dtype=int)
+    labels[:, 140:160] = 1
+    assert [text for text, _, _ in written_names(labels)].count("sky") == 2
+
+
+def test_a_legend_lists_the_classes_that_are_there():
+    everything = legend(METADATA, 400)
+    present = legend(METADATA, 400, np.array([[0, 2, 2, 255]]))
+    assert all(count_color(everything, color) > 50 for color in COLORS)
+    assert [count_color(present, color) > 50 for color in COLORS] == [True, False, True]
+
+
+def test_a_legend_wraps_to_its_width():
+    wide, narrow = legend(METADATA, 600), legend(METADATA, 150)
+    assert (wide.shape[1], narrow.shape[1]) == (600, 150)
+    assert narrow.shape[0] > wide.shape[0]
+    assert all(count_color(narrow, color) > 50 for color in COLORS)
+
+
+def test_pictures_side_by_side_keep_their_pixels():
+    left, right = noise_image(60, 80), noise_image(60, 50)
+    row = side_by_side([left, right], gap=4)
+    assert row.shape == (60, 134, 3)
+    assert np.array_equal(row[:, :80], left)
+    assert np.array_equal(row[:, 84:], right)
+    captioned = side_by_side([left, right], ["left", "right"], gap=4)
+    assert np.array_equal(captioned[-60:], row)
+    assert captioned[:-60, :80].min() < 100, "a caption stands above the left picture"
+    assert captioned[:-60, 84:].min() < 100, "a caption stands above the right picture"
+
+
+def test_pictures_of_different_heights_do_not_go_side_by_side():
+    with pytest.raises(ValueError, match=r"one height, but have \[5, 6\]"):
+        side_by_side([noise_image(5, 5), noise_image(6, 5)])
