@@ -1,6 +1,10 @@
 """Who may import whom, read off the source: no module is run."""
 
 import ast
+import itertools
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,58 +14,21 @@ import offseg_d2
 from tests.common import ROOT
 
 PACKAGE = "offseg_d2"
-SMALL = {"config", "version", "_requirements"}  # leaves that everything may use
-INDEPENDENT = {"data", "solver", "checkpoint", "evaluation"}
-LOWER = SMALL | INDEPENDENT | {"layers", "modeling"}
-# unit (sub-package or module) -> units it may import, besides itself
-ALLOWED: dict[str, set[str]] = {
-    "_requirements": set(),
-    "version": set(),
-    "config": set(),
-    "__init__": {"_requirements", "version"},
-    "doctor": {"_requirements", "version"},
-    "layers": set(),
-    "modeling": {"layers"},
-    **{unit: SMALL for unit in INDEPENDENT},
-    "evaluation": SMALL | {"visualization"},
-    "engine": LOWER | {"deploy", "visualization", "offset_trace"},
-    "analysis": LOWER | {"deploy"},
-    "deploy": LOWER,
-    "export": LOWER,
-    "visualization": SMALL,
-    "cli": {"checkpoint"},
-    "dataset_views": {"data", "visualization", "predictor"},
-    "run_curves": set(),
-    "predictor": LOWER | {"engine", "visualization"},
-    "video": {"data"},
-    "batching": set(),
-    "process_memory": set(),
-    "drawing": {"visualization"},
-    "demo": {"batching", "data", "drawing", "predictor", "video", "visualization"},
-    "segmenter": {"checkpoint", "config", "data", "predictor", "visualization"},
-    "offset_trace": {"modeling"},
-    "offset_figure": {"offset_trace", "visualization"},
-    "offset_views": {
-        "config",
-        "data",
-        "offset_figure",
-        "offset_trace",
-        "predictor",
-        "visualization",
-    },
-    "web": {
-        *("cli", "config", "data", "drawing", "offset_figure", "offset_trace", "offset_views"),
-        *("predictor", "process_memory", "segmenter", "visualization"),
-    },
-}
-# module -> what it may import against the rule: a timm network's own file is read safely as well,
-# pictures and reports are written as atomically as checkpoints
-EXCEPTIONS = {
-    "offseg_d2.modeling.backbone.timm_backbone": {"checkpoint"},
-    "offseg_d2.evaluation.pictures": {"checkpoint"},
-    "offseg_d2.evaluation.report": {"checkpoint"},
-    "offseg_d2.evaluation.submission": {"checkpoint"},
-}
+
+
+def read_table() -> dict[str, set[str]]:
+    """The table of docs/ARCHITECTURE.md: room (sub-package or module) -> rooms it may import."""
+    rows: dict[str, set[str]] = {}
+    lines = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| room of `offseg_d2/`"))
+    for line in itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]):
+        rooms, _, imported = line.strip("|").rsplit("|", 2)
+        for room in re.findall(r"`(\w+)`", rooms):
+            rows[room] = set(re.findall(r"`(\w+)`", imported))
+    return rows
+
+
+ALLOWED = read_table()
 # within modeling: unit -> units it may import, besides itself
 ALLOWED_IN_MODELING: dict[str, set[str]] = {
     "offset_learning": set(),
@@ -118,18 +85,59 @@ def test_package_is_found():
     assert {unit_of(dotted(path)) for path in FILES} >= {"layers", "modeling", "engine", "data"}
 
 
-@pytest.mark.parametrize("unit", sorted({unit_of(dotted(path)) for path in FILES}))
-def test_unit_imports_only_what_lies_below_it(unit):
-    assert unit in ALLOWED, f"say in ALLOWED what {unit} may import"
+@pytest.mark.parametrize("room", sorted({unit_of(dotted(path)) for path in FILES} - {"__init__"}))
+def test_room_imports_only_what_its_row_names(room):
+    assert room in ALLOWED, f"the table of docs/ARCHITECTURE.md must have a row for {room}"
     violations = [
         f"{dotted(path)}:{line} imports {name}"
         for path in FILES
-        if unit_of(dotted(path)) == unit
+        if unit_of(dotted(path)) == room
         for name, line in package_imports(path)
-        if unit_of(name) not in ALLOWED[unit] | {unit, *_names_of_the_package(name)}
-        if unit_of(name) not in EXCEPTIONS.get(dotted(path), set())
+        if unit_of(name) not in ALLOWED[room] | {room, *_names_of_the_package(name)}
     ]
     assert not violations, violations
+
+
+def test_rooms_import_only_rooms_above_them():
+    rooms = list(ALLOWED)
+    assert set(rooms) == {unit_of(dotted(path)) for path in FILES} - {"__init__"}
+    for index, room in enumerate(rooms):
+        assert ALLOWED[room] <= set(rooms[:index]), room
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module -> modules that it imports anywhere in its file, those of type checks too."""
+    modules = {dotted(path).removesuffix(".__init__") for path in FILES}
+    graph = {}
+    for path in FILES:
+        module = dotted(path).removesuffix(".__init__")
+        names = {name for name, _ in package_imports(path)}
+        known = {name if name in modules else name.rpartition(".")[0] for name in names}
+        graph[module] = (known & modules) - {module, PACKAGE}
+    return graph
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    # Removes whatever imports nothing that is left; a circle would remain.
+    graph = module_graph()
+    while free := {module for module, imported in graph.items() if not imported}:
+        graph = {m: imported - free for m, imported in graph.items() if m not in free}
+    assert not graph, graph
+
+
+PREDICTING = """
+import sys
+from offseg_d2 import Segmenter
+loaded = {name for name in sys.modules if name.startswith("offseg_d2.")}
+rooms = {name.split(".")[1] for name in loaded}
+print(rooms & {"engine", "export", "web", "analysis", "distributed"})
+print({"matplotlib", "tensorboard", "submitit"} & set(sys.modules))
+"""
+
+
+def test_predicting_does_not_import_training():
+    result = subprocess.run([sys.executable, "-c", PREDICTING], capture_output=True, text=True)
+    assert result.stdout.split("\n")[:2] == ["set()", "set()"], result.stdout + result.stderr
 
 
 def _names_of_the_package(name: str) -> set[str]:

@@ -1,6 +1,6 @@
 """Checkpoints: safe loading, atomic writing, resuming, and maps of foreign parameter names."""
 
-from .checkpointer import SafeCheckpointer, StateDictConverter
+from .checkpointer import SafeCheckpointer, StateDictConverter, build_checkpointer
 from .conversion import Conversion, convert, convert_file, convert_for_model
 from .run_folder import last_checkpoint
 from .safe_load import (
@@ -18,6 +18,7 @@ __all__ = [
     "SafeCheckpointer",
     "StateDictConverter",
     "UnsafeCheckpointError",
+    "build_checkpointer",
     "convert",
     "convert_file",
     "convert_for_model",

@@ -16,15 +16,18 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import CfgNode
 from detectron2.utils import comm
 from torch import Tensor, nn
 
 from offseg_d2.utils.io import remove_temporary_files, write_atomically
 
+from .conversion import convert_for_model
 from .run_folder import (
     PERIODIC_NAME,
     RESUMABLE_NAME,
@@ -308,3 +311,24 @@ class SafeCheckpointer(DetectionCheckpointer):
             return convert(state_dict, self.model)
         except (KeyError, ValueError) as error:  # they name what is unknown or does not fit
             raise CheckpointError(f"Checkpoint file `{self._path}`: {error.args[0]}") from error
+
+
+def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -> SafeCheckpointer:
+    """Build what reads ``MODEL.WEIGHTS`` of any known origin and writes to ``OUTPUT_DIR``.
+
+    Args:
+        cfg: configuration.
+        model: model, also one wrapped in DistributedDataParallel.
+        checkpointables: see :class:`SafeCheckpointer`.
+    """
+    return SafeCheckpointer(
+        model,
+        cfg.OUTPUT_DIR,
+        keep=cfg.SOLVER.KEEP_CHECKPOINTS,
+        prefer_average=cfg.SOLVER.EMA.ENABLED,
+        convert_state_dict=partial(
+            convert_for_model,
+            resize_attention_biases=cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES,
+        ),
+        **checkpointables,
+    )

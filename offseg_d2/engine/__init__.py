@@ -2,7 +2,6 @@
 
 from .defaults import (
     autocast_dtype,
-    available_device,
     broadcast_buffers,
     configure_batch_norm,
     create_ddp_model,
@@ -12,7 +11,7 @@ from .defaults import (
 )
 from .evaluation import build_evaluator, evaluate
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
-from .model_options import checkpoint_activations, deployed
+from .model_options import checkpoint_activations
 from .stopping import StopOnSignalHook
 from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
 from .trainer import Trainer
@@ -26,14 +25,12 @@ __all__ = [
     "Trainer",
     "UnusedParameterError",
     "autocast_dtype",
-    "available_device",
     "broadcast_buffers",
     "build_evaluator",
     "checkpoint_activations",
     "configure_batch_norm",
     "create_ddp_model",
     "default_writers",
-    "deployed",
     "evaluate",
     "seed_iteration",
     "setup_run",

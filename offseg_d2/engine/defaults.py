@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.config import ConfigError
 from offseg_d2.data import adapt_to_folders
+from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
 
@@ -88,17 +89,6 @@ def _check_backend(cfg: CfgNode) -> None:
             f"`MODEL.DEVICE` must be 'cuda' for {number} processes on a machine with CUDA, but is "
             f"{device!r}; to use the CPU, hide the GPUs with CUDA_VISIBLE_DEVICES=''."
         )
-
-
-def available_device(name: str) -> str:
-    """``name``, or "cpu" with a warning where it asks for CUDA and there is none.
-
-    Detectron2 stops with torch's error instead; here the same command runs on any machine.
-    """
-    if not name.startswith("cuda") or torch.cuda.is_available():
-        return name
-    logger.warning("`MODEL.DEVICE` is %r, but CUDA is not available: using the CPU.", name)
-    return "cpu"
 
 
 def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:

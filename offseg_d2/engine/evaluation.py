@@ -24,6 +24,7 @@ from offseg_d2.data import (
     read_label_map,
     require_registered,
 )
+from offseg_d2.deploy.from_config import deployed
 from offseg_d2.evaluation import (
     EvaluationObserver,
     EvaluationReport,
@@ -33,10 +34,9 @@ from offseg_d2.evaluation import (
     to_class_ids,
 )
 from offseg_d2.utils.io import write_atomically
-from offseg_d2.visualization.overlay import class_colors
+from offseg_d2.visualization.classes import class_colors
 
 from .defaults import software_versions
-from .model_options import deployed
 from .saved_predictions import build_saving_model
 
 if TYPE_CHECKING:

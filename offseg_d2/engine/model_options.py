@@ -17,7 +17,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from offseg_d2.config import ConfigError
-from offseg_d2.deploy import optimize
 
 logger = logging.getLogger(__name__)
 
@@ -48,30 +47,6 @@ def apply_model_options(model: nn.Module, cfg: CfgNode) -> nn.Module:
                 getattr(model, name).compile()
         logger.info("Compiling %s when they are first used", " and ".join(_COMPILED_PARTS))
     return model
-
-
-def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """What is to predict: with ``TEST.DEPLOY`` an equivalent faster copy, else the model itself.
-
-    Args:
-        cfg: configuration.
-        model: with the weights to predict with; it is not changed.
-
-    Raises:
-        ConfigError: the model is no meta-architecture of this package.
-    """
-    if not cfg.TEST.DEPLOY:
-        return model
-    if not hasattr(model, "predict_label_maps"):
-        raise ConfigError(
-            f"`TEST.DEPLOY` must be False for {type(model).__name__}, which offseg_d2.deploy does "
-            "not know, but is True."
-        )
-    training = model.training
-    try:
-        return optimize(model.eval())
-    finally:
-        model.train(training)
 
 
 def checkpoint_activations(backbone: nn.Module) -> int:

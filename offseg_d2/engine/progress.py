@@ -18,8 +18,9 @@ from torch.utils.hooks import RemovableHandle
 
 from offseg_d2.data import build_mapper, label_map_of, read_image, read_label_map
 from offseg_d2.modeling import build_evaluation_model
+from offseg_d2.visualization.classes import to_labels
 from offseg_d2.visualization.offset_trace import offset_layer, relative_offsets
-from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side, to_labels
+from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
 logger = logging.getLogger(__name__)
 

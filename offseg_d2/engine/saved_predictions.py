@@ -22,7 +22,7 @@ from offseg_d2.config import ConfigError
 from offseg_d2.evaluation import PredictionFolder, to_class_ids
 from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.utils.io import write_atomically
-from offseg_d2.visualization.overlay import class_colors
+from offseg_d2.visualization.classes import class_colors
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +12,14 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer, PeriodicWriter
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from torch import nn
 
 from offseg_d2 import solver
-from offseg_d2.checkpoint import SafeCheckpointer, convert_for_model
+from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
 from offseg_d2.data import build_test_loader, build_train_loader, require_registered
 from offseg_d2.distributed.rank_info import restarts
-from offseg_d2.modeling import build_evaluation_model
+from offseg_d2.modeling import build_evaluation_model, build_model
 
 from .defaults import (
     autocast_dtype,
@@ -106,27 +104,14 @@ class Trainer(TrainLoop):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         """The model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``."""
-        model = configure_batch_norm(build_model(cfg), cfg)
-        values = sum(parameter.numel() for parameter in model.parameters())
-        logger.info("Model %s with %d parameters", cfg.MODEL.META_ARCHITECTURE, values)
-        return model
+        return configure_batch_norm(build_model(cfg), cfg)
 
     @classmethod
     def build_checkpointer(
         cls, cfg: CfgNode, model: nn.Module, **checkpointables: Any
     ) -> SafeCheckpointer:
         """Reads ``MODEL.WEIGHTS`` of any known origin, writes to ``OUTPUT_DIR``."""
-        return SafeCheckpointer(
-            model,
-            cfg.OUTPUT_DIR,
-            keep=cfg.SOLVER.KEEP_CHECKPOINTS,
-            prefer_average=cfg.SOLVER.EMA.ENABLED,
-            convert_state_dict=partial(
-                convert_for_model,
-                resize_attention_biases=cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES,
-            ),
-            **checkpointables,
-        )
+        return build_checkpointer(cfg, model, **checkpointables)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode, start_iter: int = 0) -> Iterable[Batch]:

@@ -17,9 +17,10 @@ from offseg_d2.inference.batching import batches_of_a_kind, items_ahead, read_ah
 from offseg_d2.inference.predictor import find_images, output_paths
 from offseg_d2.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
 from offseg_d2.utils.io import write_atomically, write_picture
+from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.drawing import UNCHOSEN as UNCHOSEN
 from offseg_d2.visualization.drawing import DrawOptions, choose_classes, draw_labels, palette_png
-from offseg_d2.visualization.overlay import class_names, legend, side_by_side
+from offseg_d2.visualization.overlay import legend, side_by_side
 
 
 class LabelMaps(Protocol):

@@ -14,9 +14,9 @@ from detectron2.data import Metadata
 from offseg_d2.config import ConfigError
 from offseg_d2.data import read_image
 from offseg_d2.inference.predictor import Predictor, find_images
+from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.offset_figure import TracedImage, draw_offsets
 from offseg_d2.visualization.offset_trace import trace_offsets
-from offseg_d2.visualization.overlay import class_names
 
 
 def trace_image(predictor: Predictor, image: np.ndarray) -> TracedImage:

@@ -16,13 +16,18 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.file_io import PathManager
-from torch import Tensor
+from torch import Tensor, nn
 
+from offseg_d2.checkpoint import build_checkpointer
 from offseg_d2.config import ConfigError
 from offseg_d2.data import build_augmentations, ensure_registered
-from offseg_d2.engine import Trainer, available_device, deployed
-from offseg_d2.modeling import AugmentedModel, build_evaluation_model
-from offseg_d2.visualization.overlay import to_labels
+from offseg_d2.modeling import (
+    AugmentedModel,
+    available_device,
+    build_evaluation_model,
+    build_model,
+)
+from offseg_d2.visualization.classes import to_labels
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +66,18 @@ class Predictor:
         self._check_classes()
         self._resizes = build_augmentations(self.cfg, is_train=False)
         self.augmentations = AugmentationList(self._resizes)
-        self.model = Trainer.build_model(self.cfg).eval()
-        checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
+        self.model = build_model(self.cfg).eval()
+        checkpointer = build_checkpointer(self.cfg, self.model)
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
-        self._network = deployed(self.cfg, self.model)
+        self._network = self._predicting_form()
         self._evaluation_model = build_evaluation_model(self.cfg, self._network)
+
+    def _predicting_form(self) -> nn.Module:
+        if not self.cfg.TEST.DEPLOY:
+            return self.model
+        from offseg_d2.deploy.from_config import deployed  # only where it is asked for
+
+        return deployed(self.cfg, self.model)
 
     def _check_classes(self) -> None:
         num_classes = self.cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES

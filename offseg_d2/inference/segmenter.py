@@ -24,7 +24,7 @@ from offseg_d2.config import load_config, load_config_text
 from offseg_d2.data import read_image
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.utils.io import write_picture
-from offseg_d2.visualization.overlay import class_names, color_map, overlay
+from offseg_d2.visualization.classes import class_names, color_map
 
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
@@ -63,6 +63,8 @@ class Segmentation:
 
     def overlay(self, opacity: float = 0.5) -> np.ndarray:
         """The image under the colours of its classes: (H, W, 3) uint8 RGB."""
+        from offseg_d2.visualization.overlay import overlay  # draws with matplotlib
+
         return overlay(self.image, self.labels, self.metadata, opacity=opacity)
 
     def colors(self) -> np.ndarray:

@@ -8,6 +8,7 @@ from offseg_d2.modeling.backbone import (
     TimmBackbone,
     TorchvisionMobileNetV2,
 )
+from offseg_d2.modeling.build import available_device, build_model
 from offseg_d2.modeling.classifiers import (
     OffsetClassifier,
     OffsetMaskPredictor,
@@ -60,8 +61,10 @@ __all__ = [
     "Swin",
     "TimmBackbone",
     "TorchvisionMobileNetV2",
+    "available_device",
     "build_classifier",
     "build_evaluation_model",
     "build_mask_predictor",
+    "build_model",
     "replace_classifier",
 ]

@@ -8,7 +8,8 @@ import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
 
-from offseg_d2.visualization.overlay import class_colors, class_names, legend, overlay, side_by_side
+from offseg_d2.visualization.classes import class_colors, class_names
+from offseg_d2.visualization.overlay import legend, overlay, side_by_side
 
 STYLES = ("overlay", "side-by-side", "label-map")
 UNCHOSEN = 255  # value in label maps of classes that were not asked for

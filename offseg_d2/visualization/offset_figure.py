@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from offseg_d2.visualization.classes import class_colors, class_names, color_map
 from offseg_d2.visualization.offset_trace import OffsetTrace
-from offseg_d2.visualization.overlay import class_colors, class_names, color_map, overlay
+from offseg_d2.visualization.overlay import overlay
 
 _MOST_CLASSES = 12  # in bars and legends
 _MAP = "magma"

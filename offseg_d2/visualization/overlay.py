@@ -7,93 +7,30 @@ class (such as the ignored 255) stay uncoloured, or black in a palette map.
 Shapes: K classes, H x W pixels.
 """
 
-import colorsys
 import os
 from collections.abc import Sequence
 
 import cv2
 import matplotlib
 import numpy as np
-import torch
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import VisImage, Visualizer
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torch.nn import functional as F
+
+from offseg_d2.visualization.classes import (
+    class_colors,
+    class_names,
+    color_map,
+    is_class,
+    to_labels,
+)
 
 # On a smaller picture names would hide what they name; a legend serves better.
 MIN_SIDE_FOR_NAMES = 320
 # A connected region with a larger share of the picture gets a name besides the class's largest one.
 _SHARE_OF_SECOND_NAME = 0.1
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
-
-
-def to_labels(sem_seg: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Turn a prediction into a label map.
-
-    Args:
-        sem_seg: (K, H, W) scores, or (H, W) integer class ids.
-        size: wanted (height, width) in pixels; None keeps the size. Scores are resized (bilinear)
-            before the best class is chosen, class ids by the nearest one.
-
-    Returns:
-        (height, width) int32 class ids.
-
-    Raises:
-        ValueError: ``sem_seg`` is neither.
-    """
-    if isinstance(sem_seg, np.ndarray):
-        sem_seg = torch.from_numpy(np.ascontiguousarray(sem_seg))
-    tensor = sem_seg.detach()
-    is_map = tensor.dim() == 2 and not tensor.is_floating_point()
-    if not is_map and not (tensor.dim() == 3 and tensor.is_floating_point()):
-        raise ValueError(
-            f"`sem_seg` must be (K, H, W) scores or an (H, W) integer map, "
-            f"but is {tuple(tensor.shape)} of {tensor.dtype}."
-        )
-    if is_map:
-        labels = tensor.to("cpu", torch.int32).numpy()
-        if size is not None and labels.shape != tuple(size):
-            rows = np.arange(size[0]) * labels.shape[0] // size[0]
-            columns = np.arange(size[1]) * labels.shape[1] // size[1]
-            labels = labels[rows][:, columns]
-        return labels
-    if size is not None and tuple(tensor.shape[-2:]) != tuple(size):
-        scores = tensor[None].to(torch.promote_types(tensor.dtype, torch.float32))
-        tensor = F.interpolate(scores, size=tuple(size), mode="bilinear", align_corners=False)[0]
-    return tensor.argmax(dim=0).to("cpu", torch.int32).numpy()
-
-
-def class_names(metadata: Metadata, num_classes: int = 0) -> list[str]:
-    """Names of the classes; those that the metadata lacks up to ``num_classes`` are numbered."""
-    names = [str(name) for name in getattr(metadata, "stuff_classes", [])]
-    return names + [f"class {index}" for index in range(len(names), num_classes)]
-
-
-def class_colors(metadata: Metadata, num_classes: int = 0) -> np.ndarray:
-    """Colours of the classes, (K, 3) uint8 RGB; those that the metadata lacks are made up.
-
-    Args:
-        metadata: of the dataset.
-        num_classes: at least so many, whatever the metadata holds.
-    """
-    colors = [tuple(color) for color in getattr(metadata, "stuff_colors", [])]
-    for index in range(len(colors), max(num_classes, len(class_names(metadata)))):
-        # Steps of the golden ratio spread hues evenly, however many there will be.
-        hue, lightness = (0.13 + 0.618034 * index) % 1.0, (0.42, 0.6, 0.3)[index % 3]
-        colors.append(tuple(round(255 * v) for v in colorsys.hls_to_rgb(hue, lightness, 0.75)))
-    return np.array(colors, dtype=np.uint8).reshape(-1, 3)
-
-
-def color_map(labels: np.ndarray, metadata: Metadata, num_classes: int = 0) -> np.ndarray:
-    """Paint a label map in the pure colours of its classes: (H, W) -> (H, W, 3) uint8 RGB."""
-    colors = class_colors(metadata, num_classes)
-    table = np.concatenate([colors, np.zeros((1, 3), dtype=np.uint8)])
-    return table[np.where(_is_class(labels, len(colors)), labels, len(colors))]
-
-
-def _is_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    return (labels >= 0) & (labels < num_classes)
 
 
 class SemSegVisualizer(Visualizer):
@@ -126,7 +63,7 @@ class SemSegVisualizer(Visualizer):
         labels = to_labels(sem_seg, self.img.shape[:2])
         colors = class_colors(self.metadata, num_classes)
         painted = color_map(labels, self.metadata, num_classes).astype(np.float32)
-        opacity = np.where(_is_class(labels, len(colors)), np.float32(alpha), np.float32(0.0))
+        opacity = np.where(is_class(labels, len(colors)), np.float32(alpha), np.float32(0.0))
         mixed = self.img + opacity[..., None] * (painted - self.img)
         mixed += (0.6 * min(1.0, 2 * alpha)) * _borders(labels)[..., None] * (255.0 - mixed)
         self.output.reset_image(mixed + 0.5)
@@ -141,7 +78,7 @@ class SemSegVisualizer(Visualizer):
         occupied: list[tuple[float, float, float, float]] = []
         # Halfway to white: names stand on black, and Detectron2 would tint greys.
         colors = (class_colors(self.metadata, len(names)) / 255.0 + 1.0) / 2
-        present = np.bincount(labels[_is_class(labels, len(names))], minlength=len(names))
+        present = np.bincount(labels[is_class(labels, len(names))], minlength=len(names))
         for class_id in np.argsort(-present, kind="stable")[: np.count_nonzero(present)]:
             text = names[class_id]
             text_width = 0.48 * text_height * (len(text) + 1)

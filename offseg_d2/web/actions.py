@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offseg_d2.visualization.overlay import class_colors
+from offseg_d2.visualization.classes import class_colors
 from offseg_d2.web.downloads import write_label_map, write_overlay
 from offseg_d2.web.legend import (
     areas,

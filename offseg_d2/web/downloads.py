@@ -8,8 +8,8 @@ import numpy as np
 from detectron2.data import Metadata
 
 from offseg_d2.utils.io import write_picture
+from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.drawing import UNCHOSEN, palette_png
-from offseg_d2.visualization.overlay import class_names
 
 
 def file_stem(name: str) -> str:

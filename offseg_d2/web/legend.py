@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 from detectron2.data import Metadata
 
-from offseg_d2.visualization.overlay import class_colors, class_names
+from offseg_d2.visualization.classes import class_colors, class_names
 from offseg_d2.web.pictures import Heat
 
 _MAGMA = "linear-gradient(90deg,#000004,#3b0f70,#8c2981,#de4968,#fe9f6d,#fcfdbf)"

@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 from detectron2.data import Metadata
 
+from offseg_d2.visualization.classes import to_labels
 from offseg_d2.visualization.drawing import choose_classes
-from offseg_d2.visualization.overlay import overlay, side_by_side, to_labels
+from offseg_d2.visualization.overlay import overlay, side_by_side
 
 OVERLAY, LABELS, SIDE_BY_SIDE, OFFSETS = "Overlay", "Labels", "Side by side", "Offsets"
 VIEWS = (OVERLAY, LABELS, SIDE_BY_SIDE, OFFSETS)

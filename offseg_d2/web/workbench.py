@@ -19,8 +19,8 @@ from detectron2.data import Metadata
 from offseg_d2.config import ConfigError
 from offseg_d2.inference.offset_views import trace_image
 from offseg_d2.inference.predictor import Predictor
+from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.offset_trace import OffsetTrace, offset_layer
-from offseg_d2.visualization.overlay import class_names
 from offseg_d2.web.kept_offsets import KeptOffsets, Offsets
 from offseg_d2.web.uploads import Limits, Upload, UploadError, read_upload
 

@@ -13,12 +13,12 @@ from torch import nn
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.engine import (
     autocast_dtype,
-    available_device,
     configure_batch_norm,
     create_ddp_model,
     setup_run,
 )
 from offseg_d2.engine import defaults as engine_defaults
+from offseg_d2.modeling import available_device
 
 
 def make_cfg(*options) -> CfgNode:

@@ -11,7 +11,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from offseg_d2.config import ConfigError
-from offseg_d2.engine import Trainer, deployed, evaluate
+from offseg_d2.deploy.from_config import deployed
+from offseg_d2.engine import Trainer, evaluate
 from tests.common import SMALL_OFFSEG, offseg_config, seed_all, spread_weights
 
 

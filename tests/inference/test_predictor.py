@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from offseg_d2.config import ConfigError, load_config
-from offseg_d2.engine import deployed
+from offseg_d2.deploy.from_config import deployed
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.visualization.drawing import DrawOptions, draw_labels
 from tests.common import ROOT, SMALL_OFFSEG, assert_close, seed_all, spread_weights

@@ -5,17 +5,8 @@ import pytest
 import torch
 from detectron2.data import Metadata
 
-from offseg_d2.visualization.overlay import (
-    SemSegVisualizer,
-    class_colors,
-    class_names,
-    color_map,
-    enlarge,
-    legend,
-    overlay,
-    side_by_side,
-    to_labels,
-)
+from offseg_d2.visualization.classes import class_colors, class_names, color_map, to_labels
+from offseg_d2.visualization.overlay import SemSegVisualizer, enlarge, legend, overlay, side_by_side
 
 NAMES = ["sky", "road", "a rather long name"]
 COLORS = [[10, 20, 200], [200, 100, 0], [0, 160, 40]]
