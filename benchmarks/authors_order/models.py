@@ -44,14 +44,13 @@ class AuthorsOffsetMaskPredictor(OffsetMaskPredictor):
 class AuthorsPerPixelHead(PerPixelHead):
     """The loss of logits that were resized as a whole."""
 
-    resizes_in_loss = False
-
     def losses(
-        self, logits: Tensor, targets: Tensor, resized: tuple[int, int] | None = None
+        self, logits: Tensor, targets: Tensor, size: tuple[int, int] | None = None
     ) -> dict[str, Tensor]:
-        """Logits (B, K, H, W) and class ids (B, H, W) -> cross-entropy, mean over all pixels."""
-        assert resized is None, "this head does not resize"
-        loss = F.cross_entropy(logits, targets, ignore_index=self.ignore_value, reduction="sum")
+        """Logits (B, K, h, w) and class ids (B, H, W) -> cross-entropy, mean over all pixels."""
+        height, width = targets.shape[-2:]
+        resized = resize_logits(logits, size or (height, width))[..., :height, :width]
+        loss = F.cross_entropy(resized, targets, ignore_index=self.ignore_value, reduction="sum")
         return {"loss_sem_seg": loss * (self.loss_weight / targets.numel())}
 
 

@@ -98,8 +98,6 @@ def _undo_choices(module: nn.Module) -> None:
     """Take back what a module of this project chose as the faster way and keeps as an attribute."""
     if hasattr(module, "memory_format"):  # the authors' maps have their channels outermost
         module.memory_format = torch.contiguous_format
-    if hasattr(module, "resizes_in_loss"):  # theirs resize all logits before the loss
-        module.resizes_in_loss = False
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor | dict[str, Any]:

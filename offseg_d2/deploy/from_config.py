@@ -5,6 +5,7 @@ from torch import nn
 
 from offseg_d2.config import ConfigError
 from offseg_d2.deploy.optimize import optimize
+from offseg_d2.modeling import Segmentor
 
 
 def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -19,7 +20,7 @@ def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """
     if not cfg.TEST.DEPLOY:
         return model
-    if not hasattr(model, "predict_label_maps"):
+    if not isinstance(model, Segmentor):
         raise ConfigError(
             f"`TEST.DEPLOY` must be False for {type(model).__name__}, which offseg_d2.deploy does "
             "not know, but is True."

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from offseg_d2.export.check import ROUNDING, THRESHOLDS, Tolerance
 from offseg_d2.export.compact import compact
 from offseg_d2.layers import NMF2D
-from offseg_d2.modeling import MaskSegmentor, PerPixelSegmentor
+from offseg_d2.modeling import MaskSegmentor, Segmentor
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
 
 _OPTIMIZED = "offseg_d2.deploy."
@@ -40,7 +40,7 @@ class SegmentationGraph(nn.Module):
         self, model: nn.Module, *, reverse_channels: bool = False, pad: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(model, PerPixelSegmentor):
+        if not isinstance(model, Segmentor):
             raise TypeError(
                 "`model` must be a PerPixelSegmentor or a MaskSegmentor to be exported, but is a "
                 f"{type(model).__name__}."
@@ -125,7 +125,7 @@ def exportable_copy(model: nn.Module) -> nn.Module:
     return model
 
 
-def size_multiple(model: PerPixelSegmentor) -> int:
+def size_multiple(model: Segmentor) -> int:
     """What height and width of the network's input have to be multiples of, at least 1."""
     return math.lcm(
         max(model.backbone.size_divisibility, 1), max(model.inference.size_divisibility, 1)

@@ -23,6 +23,7 @@ from offseg_d2.modeling.meta_arch import (
     LabelMapModel,
     MaskSegmentor,
     PerPixelSegmentor,
+    Segmentor,
     build_evaluation_model,
 )
 from offseg_d2.modeling.offset_learning import OffsetLearning
@@ -58,6 +59,7 @@ __all__ = [
     "PlainClassifier",
     "PlainMaskPredictor",
     "SegFormerPixelDecoder",
+    "Segmentor",
     "Swin",
     "TimmBackbone",
     "TorchvisionMobileNetV2",

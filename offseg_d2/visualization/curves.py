@@ -26,7 +26,7 @@ _SEED = re.compile(r"[_.-](?:seed[_-]?|s)\d+(?=$|[_.-])")
 _FILE = "metrics.json"
 # Okabe and Ito's colours, which also the colour-blind can tell apart; then again, dashed.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_TEMPLATE = "run_curves.html.j2"
+_TEMPLATE = "curves.html.j2"
 
 
 class Curve(NamedTuple):

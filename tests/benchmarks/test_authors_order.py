@@ -154,9 +154,6 @@ def test_backbone_maps_have_their_channels_outermost(training: bool) -> None:
 def test_choices_of_an_instance_are_taken_back() -> None:
     model = build_offseg(*SMALL_OFFSEG)
     model.backbone.memory_format = torch.channels_last
-    model.sem_seg_head.resizes_in_loss = True
     authors = authors_order(model)
     assert authors.backbone.memory_format == torch.contiguous_format
-    assert authors.sem_seg_head.resizes_in_loss is False
     assert model.backbone.memory_format == torch.channels_last
-    assert model.sem_seg_head.resizes_in_loss is True

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from detectron2.config import get_cfg
 
-from offseg_d2 import config
-from offseg_d2.config import add_offseg_config
+from offseg_d2.config import add_offseg_config, defaults
 from tests.config.test_load import at, keys_of
 
 
@@ -15,7 +14,7 @@ def documented_keys() -> dict[str, str]:
     aliases = {"cfg": "", "head": "MODEL.SEM_SEG_HEAD."}
     found: dict[str, str] = {}
     comment = ""
-    for line in Path(config.__file__).read_text(encoding="utf-8").splitlines():
+    for line in Path(defaults.__file__).read_text(encoding="utf-8").splitlines():
         match = re.fullmatch(r"    (cfg|head)\.([A-Z0-9_.]+) = (.+)", line)
         if line.startswith("    # "):
             comment = f"{comment} {line.strip(' #')}"
@@ -49,5 +48,5 @@ def test_changed_defaults_of_detectron2_are_the_documented_ones():
 
 
 def _source_of(function: str) -> str:
-    source = Path(config.__file__).read_text(encoding="utf-8")
+    source = Path(defaults.__file__).read_text(encoding="utf-8")
     return source.split(f"def {function}")[1].split("\ndef ")[0]

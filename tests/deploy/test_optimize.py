@@ -120,7 +120,7 @@ def test_scores_and_probabilities_have_the_interface_of_the_model():
     fast = optimize(model)
     batch = random_batch([(64, 96)])
     for (_, expected), (_, actual) in zip(
-        model.score_bands(batch), fast.score_bands(batch), strict=True
+        model.stream_scores(batch), fast.stream_scores(batch), strict=True
     ):
         assert expected.size == actual.size == (64, 96)
     scores = torch.randn(5, 3, 4)

@@ -61,8 +61,9 @@ class OwnHead(nn.Module):
     def forward(self, features: dict[str, Tensor]) -> Tensor:
         return self.predictor(features["res2"])
 
-    def losses(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"loss_sem_seg": nn.functional.cross_entropy(logits, targets)}
+    def losses(self, logits: Tensor, targets: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
+        resized = nn.functional.interpolate(logits, size, mode="bilinear")
+        return {"loss_sem_seg": nn.functional.cross_entropy(resized, targets)}
 
 
 @pytest.mark.parametrize("name", ["OwnHead", "HostHead"])

@@ -10,7 +10,6 @@ from torch import Tensor
 from offseg_d2.layers import bilinear
 from offseg_d2.modeling.meta_arch.inference import InferenceSettings, predict, score_bands
 from offseg_d2.modeling.meta_arch.scores import (
-    ComputedScores,
     MapScores,
     ScoreBands,
     Scores,
@@ -90,11 +89,12 @@ def test_a_map_gives_any_rows():
 def test_computed_scores_are_computed_once_from_top_to_bottom(small_bands):
     full, asked = torch.randn(7, 24, 40), []
 
-    def rows(first: int, end: int) -> Tensor:
-        asked.append((first, end))
-        return full[:, first:end]
+    class Computed(Scores):
+        def rows(self, first: int, end: int) -> Tensor:
+            asked.append((first, end))
+            return full[:, first:end]
 
-    scores = ComputedScores(rows, 7, (24, 40))
+    scores = Computed(7, (24, 40))
     assert torch.equal(label_map(scores.as_bands((22, 36)), (22, 36)), full[:, :22, :36].argmax(0))
     assert len(asked) > 3 and asked[0][0] == 0 and asked[-1][1] == 22
     assert [end for _, end in asked[:-1]] == [first for first, _ in asked[1:]]

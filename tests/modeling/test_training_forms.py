@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offseg_d2.modeling import PerPixelHead
 from offseg_d2.modeling.backbone.efficientformer_v2 import Block, ConvMlp
 from tests.common import SMALL_OFFSEG, assert_close, build_offseg, random_batch, spread_weights
 
@@ -26,14 +27,25 @@ class PlainBlock(Block):
         return features + self.drop_path(self.layer_scale_2 * self.mlp(features))
 
 
-PLAIN: dict[type, type] = {ConvMlp: PlainMlp, Block: PlainBlock}
+class PlainHead(PerPixelHead):
+    """All logits are resized before the loss."""
+
+    def losses(
+        self, logits: Tensor, targets: Tensor, size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        height, width = targets.shape[-2:]
+        resized = F.interpolate(logits, size, mode="bilinear")[..., :height, :width]
+        loss = F.cross_entropy(resized, targets, ignore_index=255, reduction="sum")
+        return {"loss_sem_seg": loss / targets.numel()}
+
+
+PLAIN: dict[type, type] = {ConvMlp: PlainMlp, Block: PlainBlock, PerPixelHead: PlainHead}
 
 
 def plain(model: nn.Module) -> nn.Module:
     """A copy that keeps every activation, and resizes all logits before the loss."""
     model = copy.deepcopy(model)
     model.backbone.memory_format = torch.contiguous_format
-    model.sem_seg_head.resizes_in_loss = False
     for module in model.modules():
         module.__class__ = PLAIN.get(type(module), type(module))
     return model

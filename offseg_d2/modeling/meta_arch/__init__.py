@@ -9,6 +9,7 @@ from offseg_d2.modeling.meta_arch.evaluation_model import (
 from offseg_d2.modeling.meta_arch.inference import InferenceSettings, predict, window_origins
 from offseg_d2.modeling.meta_arch.mask_segmentor import MaskSegmentor, QueryScores
 from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
+from offseg_d2.modeling.meta_arch.segmentor import Segmentor
 
 __all__ = [
     "AugmentationSettings",
@@ -18,6 +19,7 @@ __all__ = [
     "MaskSegmentor",
     "PerPixelSegmentor",
     "QueryScores",
+    "Segmentor",
     "build_evaluation_model",
     "predict",
     "window_origins",

@@ -10,7 +10,7 @@ Shapes: K classes, H x W original image.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import cv2
 import torch
@@ -18,7 +18,8 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from offseg_d2.layers import label_dtype
-from offseg_d2.modeling.meta_arch.scores import ScoreBands, resized_blocks
+from offseg_d2.modeling.meta_arch.scores import resized_blocks
+from offseg_d2.modeling.meta_arch.segmentor import Segmentor
 
 
 @dataclass(frozen=True)
@@ -51,22 +52,6 @@ class AugmentationSettings:
             (max(int(height * ratio + 0.5), 1), max(int(width * ratio + 0.5), 1))
             for ratio in self.ratios
         ]
-
-
-class Segmentor(Protocol):
-    """What the wrappers need of a model (of this package's meta-architectures)."""
-
-    training: bool
-
-    def score_bands(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> Iterator[tuple[int, ScoreBands]]: ...
-
-    def predict_label_maps(
-        self, batched_inputs: list[dict[str, Any]]
-    ) -> list[dict[str, Tensor]]: ...
-
-    def probabilities(self, scores: Tensor) -> Tensor: ...
 
 
 class _Wrapper(nn.Module):
@@ -114,23 +99,23 @@ class AugmentedModel(_Wrapper):
             one ``{"sem_seg": (height, width) class ids}`` per image.
         """
         results = []
-        for record in batched_inputs:
-            total = self.mean_probabilities(record)
+        for sample in batched_inputs:
+            total = self.mean_probabilities(sample)
             labels = total.argmax(dim=0).to(label_dtype(len(total)))
             results.append({"sem_seg": labels})
         return results
 
     @torch.no_grad()
-    def mean_probabilities(self, record: dict[str, Any]) -> Tensor:
+    def mean_probabilities(self, sample: dict[str, Any]) -> Tensor:
         """Class probabilities of one image, averaged over the views: (K, height, width).
 
         Raises:
             ValueError: if the image is not of 8-bit values.
         """
-        image = record["image"]
+        image = sample["image"]
         if image.dtype != torch.uint8:
             raise ValueError(f"`image` must be of uint8 for augmentation, but is {image.dtype}.")
-        size = (record.get("height", image.shape[1]), record.get("width", image.shape[2]))
+        size = (sample.get("height", image.shape[1]), sample.get("width", image.shape[2]))
         total: Tensor | None = None
         views = self.settings.sizes(*image.shape[1:])
         for view_size in views:
@@ -143,11 +128,11 @@ class AugmentedModel(_Wrapper):
 
     def _probabilities(self, view: Tensor, size: tuple[int, int]) -> Iterator[tuple[int, Tensor]]:
         """Blocks (K, n, width) of the probabilities of a view and of its mirror image."""
-        record = {"height": size[0], "width": size[1]}
-        batch = [record | {"image": view}]
+        sample = {"height": size[0], "width": size[1]}
+        batch = [sample | {"image": view}]
         if self.settings.flip:
-            batch.append(record | {"image": view.flip(2)})
-        for is_mirrored, scores in self.model.score_bands(batch):
+            batch.append(sample | {"image": view.flip(2)})
+        for is_mirrored, scores in self.model.stream_scores(batch):
             for first, block in resized_blocks(scores, size):
                 probabilities = self.model.probabilities(block)
                 yield first, probabilities.flip(2) if is_mirrored else probabilities
@@ -163,7 +148,7 @@ def build_evaluation_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         ValueError: if augmentation is asked for and the model cannot have it, or a key cannot be
             used.
     """
-    is_own = hasattr(model, "score_bands")
+    is_own = isinstance(model, Segmentor)
     if cfg.TEST.SEM_SEG.TTA.ENABLED:
         settings = AugmentationSettings.from_config(cfg)
         if is_own:
@@ -171,7 +156,7 @@ def build_evaluation_model(cfg: CfgNode, model: nn.Module) -> nn.Module:
         if not any(isinstance(module, AugmentedModel) for module in model.modules()):
             raise ValueError(
                 f"`TEST.SEM_SEG.TTA.ENABLED` must be False for {type(model).__name__}, which "
-                f"gives no score bands, but is True."
+                "is no meta-architecture of offseg_d2, but is True."
             )
     return LabelMapModel(model) if is_own else model
 

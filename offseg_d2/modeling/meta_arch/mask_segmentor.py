@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from offseg_d2.modeling.criterion import SetCriterion
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
-from offseg_d2.modeling.meta_arch.per_pixel_segmentor import PerPixelSegmentor
+from offseg_d2.modeling.meta_arch.inference import resize_logits
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
-from offseg_d2.modeling.sem_seg_head import PerPixelHead
+from offseg_d2.modeling.meta_arch.segmentor import Segmentor
 
 # In training, targets and predicted masks must cover the same extent, so sizes are multiples of the
 # coarsest stride also where a backbone takes any size.
@@ -26,17 +26,19 @@ LEAST_MULTIPLE = 32
 
 
 @META_ARCH_REGISTRY.register()
-class MaskSegmentor(PerPixelSegmentor):
+class MaskSegmentor(Segmentor):
     """Semantic segmentation by classifying masks.
 
-    Input sizes, normalisation and inference modes are those of the per-pixel segmentor; targets,
-    losses and the last step of the network are its own.
+    Its head gives "pred_logits" (B, Q, K + 1) and "pred_masks" (B, Q, h, w), and has
+    ``num_queries``, see :class:`MaskFormerHead`.
 
     Args:
         criterion: outputs of the head and targets -> dict of weighted losses.
-        kwargs: as :class:`PerPixelSegmentor`; the head gives "pred_logits" (B, Q, K + 1) and
-            "pred_masks" (B, Q, h, w).
+        kwargs: see :class:`Segmentor`.
     """
+
+    head_needs = "num_queries"
+    head_kind = "a head of queries, such as MaskFormerHead"
 
     @configurable
     def __init__(self, *, criterion: nn.Module, **kwargs: Any) -> None:
@@ -47,72 +49,62 @@ class MaskSegmentor(PerPixelSegmentor):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         return {**super().from_config(cfg), "criterion": SetCriterion(cfg)}
 
-    @classmethod
-    def _check_head(cls, head: type, name: str) -> None:
-        """Refuse the class of a head, registered as a name, that is known to give no masks."""
-        if issubclass(head, PerPixelHead):
-            raise ValueError(
-                f"`MODEL.SEM_SEG_HEAD.NAME` of {cls.__name__} must be a head of queries, such as "
-                f"MaskFormerHead, but is {name!r}."
-            )
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training, predictions otherwise.
-
-        Args:
-            batched_inputs: one dict per image:
-
-                * "image": (3, H, W) uint8 or float, value range 0..255, channels as `INPUT.FORMAT`;
-                * "instances": Instances with "gt_classes" (M,) int64 and "gt_masks" (M, H, W) bool,
-                  one mask per class that is present, training only;
-                * "height", "width": size of the result, by default that of "image".
-
-        Returns:
-            in training the criterion's losses; otherwise a list with one
-            ``{"sem_seg": (K, height, width) scores}`` per image.
-
-        Raises:
-            ValueError: if a training record has no "instances".
-        """
-        return super().forward(batched_inputs)
-
     def probabilities(self, scores: Tensor) -> Tensor:
         """The scores themselves: they are sums of probabilities already."""
         return scores
 
     def forward_network(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) of any size -> scores (B, K, H, W), each at least 0."""
-        height = images.shape[-2]
-        scores = [x.rows(0, height).permute(1, 2, 0) for x in self.forward_scores(images)]
-        return torch.stack(scores).permute(0, 3, 1, 2)  # classes innermost, as they are computed
+        height, width = images.shape[-2:]
+        probabilities, masks, resized = self._forward_queries(images)
+        masks = resize_logits(masks, resized)[..., :height, :width].sigmoid()
+        with torch.autocast(masks.device.type, enabled=False):
+            return torch.einsum("bqk,bqhw->bkhw", probabilities.to(masks), masks)
 
     def forward_scores(self, images: Tensor) -> list[Scores]:
-        """Normalised (B, 3, H, W) of any size -> scores of each image, computed when read."""
+        """Scores of each image as of :meth:`forward_network`, computed when they are read."""
+        probabilities, masks, resized = self._forward_queries(images)
+        size = (images.shape[-2], images.shape[-1])
+        return [
+            QueryScores(of_image, of_masks, resized, size)
+            for of_image, of_masks in zip(probabilities, masks, strict=True)
+        ]
+
+    def _forward_queries(self, images: Tensor) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Class probabilities (B, Q, K), mask logits (B, Q, h, w), and the masks' final size."""
         padded = self._padded(images)
         outputs = self.sem_seg_head(self.backbone(padded))
         logits = outputs["pred_logits"]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         probabilities = logits.softmax(dim=-1)[..., :-1]  # (B, Q, K), without the no-object class
-        resized, size = ((x.shape[-2], x.shape[-1]) for x in (padded, images))
-        return [
-            QueryScores(of_image, masks, resized, size)
-            for of_image, masks in zip(probabilities, outputs["pred_masks"], strict=True)
-        ]
+        masks = outputs["pred_masks"]
+        masks = masks.to(torch.promote_types(masks.dtype, torch.float32))
+        return probabilities, masks, (padded.shape[-2], padded.shape[-1])
 
-    def _train_step(
+    def losses(
         self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        if not all("instances" in record for record in batched_inputs):
+        """The criterion's losses.
+
+        Args:
+            images: normalised, (3, H, W).
+            batched_inputs: "instances" of each: "gt_classes" (M,) int64 and "gt_masks" (M, H, W)
+                bool, one mask per class that is present.
+
+        Raises:
+            ValueError: if one has no "instances".
+        """
+        if not all("instances" in sample for sample in batched_inputs):
             raise ValueError(
                 "`INPUT.DATASET_MAPPER_NAME` must be one that yields masks, such as 'instances', "
-                'to train MaskSegmentor, but its records have no "instances".'
+                'to train MaskSegmentor, but its samples have no "instances".'
             )
         multiple = max(self.backbone.size_divisibility, LEAST_MULTIPLE)
         height, width = common_size(images, self.train_size, multiple)
         batch = torch.stack([pad_to(image, height, width) for image in images])
         targets = []
-        for record in batched_inputs:
-            instances = record["instances"]
+        for sample in batched_inputs:
+            instances = sample["instances"]
             masks = instances.gt_masks.to(self.device)
             # Padding belongs to no mask: it counts as background of each.
             targets.append(

@@ -1,185 +1,37 @@
-"""The meta-architecture of all per-pixel hosts, after Detectron2's contract.
+"""The meta-architecture of all per-pixel hosts: each pixel is classified.
 
-It only sequences named steps: normalise, pad, backbone, head, loss or resize to the input size.
+Shapes: B batch, K classes, H x W the network's input, h x w at the head's stride.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, configurable
-from detectron2.layers import ShapeSpec
-from detectron2.modeling import (
-    META_ARCH_REGISTRY,
-    SEM_SEG_HEADS_REGISTRY,
-    Backbone,
-    build_backbone,
-    build_sem_seg_head,
-)
-from torch import Tensor, nn
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
 
-from offseg_d2.modeling.meta_arch.common import common_size, group_by_size, pad_to
-from offseg_d2.modeling.meta_arch.inference import (
-    InferenceSettings,
-    predict,
-    resize_logits,
-    score_bands,
-)
-from offseg_d2.modeling.meta_arch.scores import MapScores, ScoreBands, Scores, label_map
-from offseg_d2.modeling.sem_seg_head import MaskFormerHead
+from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+from offseg_d2.modeling.meta_arch.inference import resize_logits
+from offseg_d2.modeling.meta_arch.scores import MapScores, Scores
+from offseg_d2.modeling.meta_arch.segmentor import Segmentor
 
 
 @META_ARCH_REGISTRY.register()
-class PerPixelSegmentor(nn.Module):
+class PerPixelSegmentor(Segmentor):
     """Semantic segmentation by classifying each pixel.
 
+    Its head gives logits (B, K, h, w) at any stride, and has
+    ``losses(logits, targets, size) -> {"loss_...": scalar}`` and ``ignore_value``, see
+    :class:`PerPixelHead`.
+
     Args:
-        backbone: image -> feature pyramid; its ``size_divisibility`` is respected by padding.
-        sem_seg_head: feature pyramid -> logits (B, K, h, w) at any stride; has
-            ``losses(logits, targets)``, which gets logits at the size of the targets, unless an
-            attribute ``resizes_in_loss`` says that it does that itself (see `PerPixelHead`).
-        pixel_mean: per channel, in the value range 0..255.
-        pixel_std: per channel, in the value range 0..255.
-        train_size: (height, width) to which smaller training images are padded, in pixels.
-        inference: whole image or sliding window.
-        freeze_batch_norm: keep the backbone's batch norms in evaluation mode while training.
+        kwargs: see :class:`Segmentor`.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
-    @configurable
-    def __init__(
-        self,
-        *,
-        backbone: Backbone,
-        sem_seg_head: nn.Module,
-        pixel_mean: tuple[float, ...],
-        pixel_std: tuple[float, ...],
-        train_size: tuple[int, int] = (0, 0),
-        inference: InferenceSettings | None = None,
-        freeze_batch_norm: bool = False,
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.sem_seg_head = sem_seg_head
-        self.train_size = train_size
-        self.inference = inference or InferenceSettings()
-        self.freeze_batch_norm = freeze_batch_norm
-        mean, std = torch.tensor(pixel_mean), torch.tensor(pixel_std)
-        self.register_buffer("pixel_mean", mean.view(-1, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", std.view(-1, 1, 1), persistent=False)
-
-    @classmethod
-    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
-        backbone = build_backbone(cfg)
-        cropped = cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.TYPE == "absolute"
-        return {
-            "backbone": backbone,
-            "sem_seg_head": cls._build_head(cfg, backbone.output_shape()),
-            "pixel_mean": tuple(cfg.MODEL.PIXEL_MEAN),
-            "pixel_std": tuple(cfg.MODEL.PIXEL_STD),
-            "train_size": tuple(cfg.INPUT.CROP.SIZE) if cropped else (0, 0),
-            "inference": InferenceSettings.from_config(cfg),
-            "freeze_batch_norm": cfg.MODEL.BACKBONE.FREEZE_BATCH_NORM,
-        }
-
-    @classmethod
-    def _build_head(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
-        name = cfg.MODEL.SEM_SEG_HEAD.NAME
-        entry = SEM_SEG_HEADS_REGISTRY.get(name)
-        if isinstance(entry, type):  # before anything is built that only fits the wrong kind
-            cls._check_head(entry, name)
-        head = build_sem_seg_head(cfg, input_shape)
-        cls._check_head(type(head), name)
-        return head
-
-    @classmethod
-    def _check_head(cls, head: type, name: str) -> None:
-        """Refuse the class of a head, registered as a name, that is known to give no logits."""
-        if issubclass(head, MaskFormerHead) and not hasattr(head, "losses"):
-            raise ValueError(
-                f"`MODEL.SEM_SEG_HEAD.NAME` of {cls.__name__} must be a per-pixel head, such as "
-                f"PerPixelHead, but is {name!r}."
-            )
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixel_mean.device
-
-    def train(self, mode: bool = True) -> "PerPixelSegmentor":
-        super().train(mode)
-        if self.freeze_batch_norm:
-            for module in self.backbone.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        return self
-
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """Losses in training, predictions otherwise.
-
-        Args:
-            batched_inputs: one dict per image:
-
-                * "image": (3, H, W) uint8 or float, value range 0..255, channels as `INPUT.FORMAT`;
-                * "sem_seg": (H, W) int64 class ids, training only;
-                * "height", "width": size of the result, by default that of "image".
-
-        Returns:
-            in training ``{"loss_sem_seg": scalar}``; otherwise a list with one
-            ``{"sem_seg": (K, height, width) logits}`` per image. The images of a batch do not
-            influence each other, whatever their sizes.
-        """
-        images = [self.normalise(x["image"]) for x in batched_inputs]
-        if self.training:
-            return self._train_step(images, batched_inputs)
-        results: list[dict[str, Tensor]] = [{} for _ in images]
-        for same_size in group_by_size(images):
-            batch = torch.stack([images[i] for i in same_size])
-            for i, logits in zip(
-                same_size, predict(self.forward_network, batch, self.inference), strict=True
-            ):
-                size = _result_size(batched_inputs[i])
-                results[i]["sem_seg"] = resize_logits(logits[None], size)[0]
-        return results
-
-    @torch.no_grad()
-    def predict_label_maps(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """The best class of each pixel, without ever holding the scores of all classes.
-
-        Args:
-            batched_inputs: as :meth:`forward` takes them in evaluation.
-
-        Returns:
-            one ``{"sem_seg": (height, width) class ids}`` per image, in the smallest common integer
-            type: the argmax of what :meth:`forward` gives, but for ties within rounding.
-        """
-        results: list[dict[str, Tensor]] = [{} for _ in batched_inputs]
-        for i, scores in self.score_bands(batched_inputs):
-            results[i]["sem_seg"] = label_map(scores, _result_size(batched_inputs[i]))
-        return results
-
-    def score_bands(self, batched_inputs: list[dict[str, Any]]) -> Iterator[tuple[int, ScoreBands]]:
-        """Scores of images as streams from top to bottom, at the size of the network's input.
-
-        Yields:
-            index of an image and its scores, to be read before the next are asked for.
-        """
-        images = [self.normalise(x["image"]) for x in batched_inputs]
-        # Offsets see every pixel of their input, so images are never padded to a common size.
-        for same_size in group_by_size(images):
-            batch = torch.stack([images[i] for i in same_size])
-            yield from zip(
-                same_size, score_bands(self.forward_scores, batch, self.inference), strict=True
-            )
+    head_needs = "losses"
+    head_kind = "a per-pixel head, such as PerPixelHead"
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """What test-time augmentation averages: (K, h, w) scores -> class probabilities."""
         return scores.softmax(dim=0)
-
-    def normalise(self, image: Tensor) -> Tensor:
-        """(3, H, W) in 0..255 -> (3, H, W), zero mean and unit variance, on the model's device."""
-        return (image.to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
 
     def forward_network(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) of any size -> logits (B, K, H, W)."""
@@ -188,10 +40,7 @@ class PerPixelSegmentor(nn.Module):
         return resize_logits(logits, resized)[..., :height, :width]
 
     def forward_scores(self, images: Tensor) -> list[Scores]:
-        """Normalised (B, 3, H, W) of any size -> logits of each image, resized when they are read.
-
-        Row by row they are those of :meth:`forward_network`.
-        """
+        """Logits of each image as of :meth:`forward_network`, resized when they are read."""
         logits, resized = self._forward_logits(images)
         size = (images.shape[-2], images.shape[-1])
         return [MapScores(score_map, resized, size) for score_map in logits]
@@ -203,31 +52,14 @@ class PerPixelSegmentor(nn.Module):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits, (padded.shape[-2], padded.shape[-1])
 
-    def _padded(self, images: Tensor) -> Tensor:
-        """Zero-pad (right, bottom) to what the backbone needs; the result is cut off again.
-
-        That is a multiple of its ``size_divisibility``, and a pixel at the coarsest level.
-        """
-        least = max([shape.stride for shape in self.backbone.output_shape().values()])
-        height, width = common_size([images], (least, least), self.backbone.size_divisibility)
-        return images if images.shape[-2:] == (height, width) else pad_to(images, height, width)
-
-    def _train_step(
+    def losses(
         self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
+        """The head's losses; each dictionary has "sem_seg": (H, W) class ids of integer type."""
         height, width = common_size(images, self.train_size, 1)
         batch = torch.stack([pad_to(x, height, width) for x in images])
         ignore = self.sem_seg_head.ignore_value
-        targets = torch.stack(
-            [pad_to(x["sem_seg"].to(self.device), height, width, ignore) for x in batched_inputs]
-        )
-        if getattr(self.sem_seg_head, "resizes_in_loss", False):  # a few rows at a time
-            logits, resized = self._forward_logits(batch)
-            return self.sem_seg_head.losses(logits, targets, resized)
-        return self.sem_seg_head.losses(self.forward_network(batch), targets)
-
-
-def _result_size(record: dict[str, Any]) -> tuple[int, int]:
-    """(height, width) of the result in pixels: what the record asks for, else its image's."""
-    height, width = record["image"].shape[-2:]
-    return record.get("height", height), record.get("width", width)
+        labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        targets = torch.stack([pad_to(x, height, width, ignore) for x in labels])
+        logits, resized = self._forward_logits(batch)
+        return self.sem_seg_head.losses(logits, targets.long(), resized)

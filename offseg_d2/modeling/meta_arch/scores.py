@@ -10,7 +10,7 @@ Shapes: K classes, H x W pixels of the network's input.
 
 from abc import ABC, abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -62,25 +62,6 @@ class Scores(ABC):
             for first in range(0, size[0], step)
         )
         return ScoreBands(size, bands)
-
-
-class ComputedScores(Scores):
-    """Scores that a function computes, such as those of queries from their masks.
-
-    Args:
-        compute: (first, end) -> rows (K, end - first, W).
-        num_classes: K.
-        size: (H, W).
-    """
-
-    def __init__(
-        self, compute: Callable[[int, int], Tensor], num_classes: int, size: tuple[int, int]
-    ) -> None:
-        super().__init__(num_classes, size)
-        self._compute = compute
-
-    def rows(self, first: int, end: int) -> Tensor:
-        return self._compute(first, end)
 
 
 class MapScores(Scores):

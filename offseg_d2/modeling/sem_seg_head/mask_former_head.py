@@ -44,6 +44,11 @@ class MaskFormerHead(nn.Module):
         predictor = MaskedAttentionDecoder(cfg, pixel_decoder.out_channels, num_levels)
         return {"pixel_decoder": pixel_decoder, "predictor": predictor}
 
+    @property
+    def num_queries(self) -> int:
+        """Queries, each of which predicts one mask and its class."""
+        return self.predictor.query_feat.num_embeddings
+
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """(B, C_i, H / s_i, W / s_i) per level -> predictions, see MaskedAttentionDecoder."""
         mask_features, *memories = self.pixel_decoder(features)

@@ -26,9 +26,6 @@ class PerPixelHead(nn.Module):
         loss_weight: factor on the loss.
     """
 
-    # `losses` takes logits at their own stride and resizes them itself.
-    resizes_in_loss = True
-
     @configurable
     def __init__(
         self,
@@ -70,7 +67,7 @@ class PerPixelHead(nn.Module):
         return self.classifier(pixel_features)
 
     def losses(
-        self, logits: Tensor, targets: Tensor, resized: tuple[int, int] | None = None
+        self, logits: Tensor, targets: Tensor, size: tuple[int, int] | None = None
     ) -> dict[str, Tensor]:
         """Cross-entropy, summed over the labelled pixels and divided by *all* pixels.
 
@@ -80,12 +77,10 @@ class PerPixelHead(nn.Module):
         Args:
             logits: (B, K, h, w).
             targets: (B, H, W) int64, class ids or ``ignore_value``.
-            resized: (height, width) to which the logits are resized, of which the upper left H x W
-                count; by default they have the size of the targets already.
+            size: (height, width) to which the logits are resized, a few rows at a time; the upper
+                left H x W of them count. None if the logits have the size of the targets.
         """
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        height, width = resized or logits.shape[-2:]
-        loss = resized_cross_entropy(
-            logits, targets, (height, width), ignore_index=self.ignore_value
-        )
+        size = size or (logits.shape[-2], logits.shape[-1])
+        loss = resized_cross_entropy(logits, targets, size, ignore_index=self.ignore_value)
         return {"loss_sem_seg": loss * (self.loss_weight / targets.numel())}
