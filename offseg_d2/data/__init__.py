@@ -3,7 +3,7 @@
 from . import datasets
 from .augmentation import build_augmentations
 from .build import SampleLoader, build_test_loader, build_train_loader
-from .dataset_mapper import SemSegDatasetMapper, build_mapper
+from .dataset_mapper import SemSegDatasetMapper, build_mapper, to_planes
 from .datasets import (
     adapt_to_folders,
     ensure_registered,
@@ -42,4 +42,5 @@ __all__ = [
     "read_label_map",
     "register_folder",
     "require_registered",
+    "to_planes",
 ]

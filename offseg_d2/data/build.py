@@ -64,8 +64,6 @@ class SampleLoader:
             for sample in batch:
                 if isinstance(sample, _UnusableSample):
                     raise DataFileError(sample.reason)
-                if "sem_seg" in sample:
-                    sample["sem_seg"] = sample["sem_seg"].long()
             yield batch
 
 
@@ -211,12 +209,10 @@ def _build_loader(cfg: CfgNode, dataset: Dataset, **kwargs: Any) -> SampleLoader
     # Workers live as long as an iteration: endless in training, one pass at test. Persistent ones
     # would stay behind after it, and after an error.
     pin_memory = torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")
-    workers = cfg.DATALOADER.NUM_WORKERS
     loader = DataLoader(
         dataset,
-        num_workers=workers,
-        # Widening them again would leave pinned memory.
-        collate_fn=_narrow_labels if workers > 0 and not pin_memory else _keep_list,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        collate_fn=_keep_list,
         worker_init_fn=_init_worker,
         pin_memory=pin_memory,
         # Its own generator: starting to iterate must not draw from the model's random numbers.
@@ -227,14 +223,6 @@ def _build_loader(cfg: CfgNode, dataset: Dataset, **kwargs: Any) -> SampleLoader
 
 
 def _keep_list(batch: list[Sample]) -> list[Sample]:
-    return batch
-
-
-def _narrow_labels(batch: list[Sample]) -> list[Sample]:
-    """Labels as bytes, an eighth for a worker to hand over; :class:`SampleLoader` widens them."""
-    for sample in batch:
-        if "sem_seg" in sample:
-            sample["sem_seg"] = sample["sem_seg"].to(torch.uint8)
     return batch
 
 

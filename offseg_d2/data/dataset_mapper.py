@@ -1,4 +1,4 @@
-"""From a dataset's record (file names) to what the model takes (tensors).
+"""From a dataset's entry (file names) to what the model takes (tensors).
 
 One mapper; ``INPUT.DATASET_MAPPER_NAME`` says whether it adds the masks of the classes.
 """
@@ -34,8 +34,7 @@ class SemSegDatasetMapper:
 
     Args:
         is_train: also yield the label map; at test it is left to the evaluator.
-        augmentations: applied in order to the BGR uint8 image and the train ids, in the form that
-            :func:`offseg_d2.data.fused.fuse` gives them.
+        augmentations: applied in order to the BGR uint8 image and the train ids.
         image_format: "RGB" or "BGR" of the yielded image.
         label_lut: table of the dataset's label map; needed in training.
         with_instances: in training also yield one binary mask for each class that is present.
@@ -61,7 +60,7 @@ class SemSegDatasetMapper:
         if is_train and label_lut is None:
             raise ValueError("`label_lut` must be given for training, but is None.")
         self.is_train = is_train
-        self.augmentations = AugmentationList(fuse(augmentations))
+        self.augmentations = AugmentationList(augmentations)
         self.image_format = image_format
         self.label_lut = label_lut
         self.with_instances = with_instances
@@ -74,7 +73,7 @@ class SemSegDatasetMapper:
             lut = build_lut(label_map_of(joint_metadata(cfg.DATASETS.TRAIN)))
         return {
             "is_train": is_train,
-            "augmentations": build_augmentations(cfg, is_train),
+            "augmentations": fuse(build_augmentations(cfg, is_train)),
             "image_format": cfg.INPUT.FORMAT,
             "label_lut": lut,
             "with_instances": _with_instances(cfg.INPUT.DATASET_MAPPER_NAME),
@@ -91,7 +90,7 @@ class SemSegDatasetMapper:
             The record's own entries (it is not changed itself), with
             "image": (3, h, w) uint8 in ``image_format``, 0..255, augmented, not normalised;
             "height", "width": of the image as it is on disk, in pixels;
-            "sem_seg": (h, w) int64 train ids, 255 ignored (training only);
+            "sem_seg": (h, w) uint8 train ids, 255 ignored (training only);
             "instances": as :func:`class_instances` of it (training only, on demand).
 
         Raises:
@@ -100,9 +99,10 @@ class SemSegDatasetMapper:
         sample = dict(dataset_dict)
         encoded = EncodedImage(sample["file_name"])
         aug_input = self._augment_reduced(sample, encoded) or self._augment(sample, encoded)
-        sample["image"] = _to_planes(aug_input.image, swap=self.image_format == "RGB")
+        sample["image"] = to_planes(aug_input.image, swap=self.image_format == "RGB")
         if aug_input.sem_seg is not None:
-            sample["sem_seg"] = torch.from_numpy(aug_input.sem_seg.astype(np.int64))
+            # Bytes up to the model's device, where the loss makes them int64.
+            sample["sem_seg"] = torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg))
             if self.with_instances:
                 sample["instances"] = class_instances(sample["sem_seg"])
         return sample
@@ -148,7 +148,7 @@ def class_instances(sem_seg: torch.Tensor) -> Instances:
     """One binary mask for each class in a label map; pixels that are ignored are in none.
 
     Args:
-        sem_seg: (h, w) int64 train ids, 255 ignored.
+        sem_seg: (h, w) train ids of any integer type, 255 ignored.
 
     Returns:
         instances of the image size (h, w), M of them, which may be 0, by ascending class:
@@ -159,7 +159,7 @@ def class_instances(sem_seg: torch.Tensor) -> Instances:
     classes = classes[classes != IGNORE_LABEL]
     height, width = sem_seg.shape
     masks = sem_seg == classes[:, None, None]  # (M, h, w)
-    return Instances((height, width), gt_classes=classes, gt_masks=masks)
+    return Instances((height, width), gt_classes=classes.long(), gt_masks=masks)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
@@ -190,8 +190,8 @@ def _note_size(sample: dict[str, Any], size: tuple[int, int]) -> None:
     sample["height"], sample["width"] = size
 
 
-def _to_planes(image: np.ndarray, swap: bool) -> torch.Tensor:
-    """(H, W, 3) BGR -> (3, H, W), red first if ``swap``."""
+def to_planes(image: np.ndarray, swap: bool) -> torch.Tensor:
+    """Lay an image out as the model takes it: (H, W, 3) BGR -> (3, H, W), red first if ``swap``."""
     planes = np.empty((3, *image.shape[:2]), dtype=image.dtype)
     # The only place where channels change order. cv2.split is ten times a strided copy.
     cv2.split(image, list(planes[::-1] if swap else planes))

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
 from offseg_d2.data import build_test_loader, build_train_loader, require_registered
 from offseg_d2.distributed.rank_info import restarts
-from offseg_d2.modeling import build_evaluation_model, build_model
+from offseg_d2.modeling import Segmentor, build_evaluation_model, build_model
 
 from .defaults import (
     autocast_dtype,
@@ -209,6 +209,8 @@ class Trainer(TrainLoop):
             self.checkpointer.set_aside_old_run()
         if self.start_iter < self.max_iter:
             self.data_loader = self.build_train_loader(self.cfg, self.start_iter)
+            if not isinstance(self.checkpointer.model, Segmentor):
+                self.data_loader = _with_int64_labels(self.data_loader)
         else:
             logger.info("Training is complete already: %d iterations are done.", self.start_iter)
         super().train(self.start_iter, self.max_iter)
@@ -285,3 +287,12 @@ class Trainer(TrainLoop):
                 logger.info("Results on %s:", name)
                 print_csv_format(result)
         return results[name] if len(results) == 1 else results
+
+
+def _with_int64_labels(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """Batches as models of Detectron2 expect them; those of this package widen on the device."""
+    for batch in batches:
+        yield [
+            {**sample, "sem_seg": sample["sem_seg"].long()} if "sem_seg" in sample else sample
+            for sample in batch
+        ]

@@ -21,10 +21,10 @@ from offseg_d2.visualization.offset_trace import trace_offsets
 
 def trace_image(predictor: Predictor, image: np.ndarray) -> TracedImage:
     """What the offsets do to a (H, W, 3) uint8 BGR image, at the network's resolution."""
-    record = predictor.record(image)
-    planes = record["image"].numpy()
+    sample = predictor.sample(image)
+    planes = sample["image"].numpy()
     rgb = planes if predictor.cfg.INPUT.FORMAT == "RGB" else planes[::-1]
-    trace = trace_offsets(predictor.model, record)
+    trace = trace_offsets(predictor.model, sample)
     return TracedImage(np.ascontiguousarray(rgb.transpose(1, 2, 0)), trace)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from offseg_d2.checkpoint import build_checkpointer
 from offseg_d2.config import ConfigError
-from offseg_d2.data import build_augmentations, ensure_registered
+from offseg_d2.data import build_augmentations, ensure_registered, to_planes
 from offseg_d2.modeling import (
     AugmentedModel,
     available_device,
@@ -101,10 +101,10 @@ class Predictor:
         Returns:
             (K, H, W) scores on the model's device; probabilities with test-time augmentation.
         """
-        record = self.record(image)
+        sample = self.sample(image)
         if isinstance(self._evaluation_model, AugmentedModel):
-            return self._evaluation_model.mean_probabilities(record)
-        return self._network([record])[0]["sem_seg"]
+            return self._evaluation_model.mean_probabilities(sample)
+        return self._network([sample])[0]["sem_seg"]
 
     def label_map(self, image: np.ndarray) -> np.ndarray:
         """Predict the best class of each pixel; takes less memory and time than all scores.
@@ -133,7 +133,7 @@ class Predictor:
         """
         if not images:
             return []
-        outputs = self._evaluation_model([self.record(image) for image in images])
+        outputs = self._evaluation_model([self.sample(image) for image in images])
         return [to_labels(output["sem_seg"]) for output in outputs]
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -142,13 +142,12 @@ class Predictor:
             height, width = resize.draw_size(height, width)
         return height, width
 
-    def record(self, image: np.ndarray) -> dict[str, Any]:
-        """What the model takes for an image."""
+    def sample(self, image: np.ndarray) -> dict[str, Any]:
+        """Resize an image (H, W, 3) BGR to the test scale and lay it out as the model takes it."""
         height, width = image.shape[:2]
         aug_input = AugInput(image)
         self.augmentations(aug_input)
-        resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
-        planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
+        planes = to_planes(aug_input.image, swap=self.cfg.INPUT.FORMAT == "RGB")
         return {"image": planes, "height": height, "width": width}
 
 

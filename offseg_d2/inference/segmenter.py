@@ -142,18 +142,24 @@ class Segmenter:
             FileNotFoundError, DataFileError: one of the files cannot be read.
             ValueError: an array of another shape or type.
         """
-        rgb = [_to_rgb(image) for image in images]
-        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in rgb]
-        metadata = self.predictor.metadata
+        pictures = [_read(image) for image in images]
+        label_maps = self.predictor.label_maps([bgr for bgr, _ in pictures])
         return [
-            Segmentation(picture, labels, metadata)
-            for picture, labels in zip(rgb, self.predictor.label_maps(bgr), strict=True)
+            Segmentation(rgb, labels, self.predictor.metadata)
+            for (_, rgb), labels in zip(pictures, label_maps, strict=True)
         ]
 
 
-def _to_rgb(image: ImageLike) -> np.ndarray:
+def _read(image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+    """The image as the predictor takes it, BGR, and in RGB; each (H, W, 3) uint8."""
     if isinstance(image, str | os.PathLike):
-        return np.ascontiguousarray(read_image(os.fspath(image))[..., ::-1])
+        bgr = read_image(os.fspath(image))
+        return bgr, np.ascontiguousarray(bgr[..., ::-1])
+    rgb = _to_rgb(image)
+    return np.ascontiguousarray(rgb[..., ::-1]), rgb
+
+
+def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     if isinstance(image, Image.Image):
         return np.asarray(image.convert("RGB"))
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8):

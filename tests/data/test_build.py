@@ -49,7 +49,7 @@ def assert_same(first, second):
 def test_workers_change_nothing():
     alone, workers = batches(camvid_cfg(workers=0), 6), batches(camvid_cfg(workers=2), 6)
     assert_same(alone, workers)
-    assert all(s["sem_seg"].dtype == torch.int64 for b in alone + workers for s in b)
+    assert all(s["sem_seg"].dtype == torch.uint8 for b in alone + workers for s in b)
 
 
 def test_processes_together_see_what_one_sees():

@@ -29,7 +29,7 @@ def test_sample_holds_rgb_planes_train_ids_and_the_original_size(record, tmp_pat
     half = CvResizeTransform(6, 8, 3, 4).apply_image(pixels)
     assert sample["image"].dtype == torch.uint8 and sample["image"].is_contiguous()
     assert np.array_equal(sample["image"].numpy(), half[..., ::-1].transpose(2, 0, 1))
-    assert sample["sem_seg"].dtype == torch.int64
+    assert sample["sem_seg"].dtype == torch.uint8
     assert sample["sem_seg"].tolist() == [[0, 1, 255, 0]] * 3
     assert (sample["height"], sample["width"], sample["image_id"]) == (6, 8, "a")
 

@@ -161,7 +161,7 @@ def write_record(folder, image, **options):
 def mapped(record, resize, reduced, seed=0, is_train=True):
     mapper = SemSegDatasetMapper(
         is_train,
-        augmentations=[resize, CategoryLimitedCrop((30, 40)), RandomFlip(0.5)],
+        augmentations=fuse([resize, CategoryLimitedCrop((30, 40)), RandomFlip(0.5)]),
         label_lut=IDS,
         reduced_jpeg_decoding=reduced,
     )

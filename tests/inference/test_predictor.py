@@ -95,7 +95,7 @@ def test_images_of_one_size_for_the_network_are_one_batch(weights):
     predict.label_maps(pictures())
     assert sorted(shape[0] for shape in batches) == [1, 1, 3]
     for image in pictures():
-        assert predict.input_size(*image.shape[:2]) == predict.record(image)["image"].shape[1:]
+        assert predict.input_size(*image.shape[:2]) == predict.sample(image)["image"].shape[1:]
 
 
 def test_the_deployed_model_predicts_the_same_and_leaves_the_trained_one(weights, image):
