@@ -31,7 +31,7 @@ def require_detectron2() -> None:
     """Raise ImportError with one sentence if Detectron2 is not installed."""
     if has_module("detectron2"):
         return
-    # `python -m offseg_d2.doctor` imports this package first; it is there to tell what is missing.
+    # `python -m offseg_d2.doctor` imports this package first; it reports what is missing.
     if ("-m", "offseg_d2.doctor") in itertools.pairwise(sys.orig_argv):
         return
     raise ImportError(

@@ -4,7 +4,7 @@
 
     python tools/make_demo.py
 
-Needs no data set and no GPU, and takes a few minutes on two cores. Each run begins anew and
+Needs no data set and no GPU, and takes a few minutes on two cores. Each run starts from scratch and
 replaces what the last one left in ``output/demo``.
 """
 

@@ -8,7 +8,7 @@
 
 With ``--augmented`` the samples come from the loader that training uses, cropped and augmented as
 the configuration says, but not normalised: one contact sheet for each batch. Exit status: 0, 1 if
-some images could not be drawn, 2 after a mistake of the user, which is told in one sentence.
+some images could not be drawn, 2 after a mistake of the user, reported in one sentence.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from offseg_d2.data.inspection import (
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.dataset import (
-    choose_records,
+    choose_samples,
     draw_batch,
     draw_ground_truth,
     training_batches,
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         for path, batch in zip(written, batches, strict=False):
             write_picture(path, draw_batch(batch, metadata, cfg.INPUT.FORMAT, args.opacity))
     else:
-        chosen = choose_records(list_records(args.name), args.images, args.number, args.seed or 0)
+        chosen = choose_samples(list_records(args.name), args.images, args.number, args.seed or 0)
         written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity)
     print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"

@@ -1,4 +1,4 @@
-"""Checkpoints: safe loading, atomic writing, resuming, and maps of foreign parameter names."""
+"""Checkpoints: safe loading, atomic writing, resuming, and maps of external parameter names."""
 
 from .checkpointer import SafeCheckpointer, StateDictConverter, build_checkpointer
 from .conversion import Conversion, convert, convert_file, convert_for_model

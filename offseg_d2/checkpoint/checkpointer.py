@@ -8,7 +8,7 @@ Differences from Detectron2's ``DetectionCheckpointer``, whose interface stays:
 * files are read by :func:`.safe_load.load_checkpoint_file`, which executes nothing;
 * a shape that does not fit is an error instead of a warning;
 * :meth:`SafeCheckpointer.resume` steps back to an older file where the last one is damaged;
-* a run that begins anew sets the files of the one before it aside.
+* a new run moves the files of the one before it aside.
 """
 
 import contextlib
@@ -39,12 +39,12 @@ from .state_dicts import check_fit, to_state_dict
 
 logger = logging.getLogger(__name__)
 
-# Of the last layer, where a model may be told to have less than the file: it would score otherwise.
+# Of the last layer: the configuration can leave them out of a model, which would change scores.
 _OFFSET_WEIGHTS = re.compile(
     r"(^|\.)(classifier|predictor|mask_predictor)\.(norm|offset_learning)\."
 )
 
-# Renames the entries of a foreign state dict to those of the model; others it returns unchanged.
+# Renames the entries of an external state dict to those of the model; its own stay.
 StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
 
 
@@ -57,7 +57,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         save_to_disk: whether this process writes; None means the main process only.
         keep: number of periodic checkpoints (``model_0000123.pth``) to keep, 0 for all.
         prefer_average: load the moving average of the weights from files that hold one ("ema").
-        convert_state_dict: called with foreign weights and the model before they are loaded.
+        convert_state_dict: called with external weights and the model before they are loaded.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``; their states
             must consist of tensors, numbers, text and containers.
     """
@@ -174,7 +174,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         if data is None and paths:
             raise CorruptCheckpointError(
                 f"None of the {len(paths)} checkpoints in `{self.save_dir}` can be read: the run "
-                "cannot be resumed. Start it anew without --resume."
+                "cannot be resumed. Start a new run without --resume."
             )
         chosen = comm.all_gather(path if data is not None else "")
         if len(set(chosen)) > 1:

@@ -34,7 +34,7 @@ class Conversion:
     Attributes:
         format_name: what was recognised.
         state_dict: entries under our names.
-        dropped: foreign or our name -> reason.
+        dropped: external or own name -> reason.
         missing: entries of the model that the file does not hold.
     """
 
@@ -44,7 +44,7 @@ class Conversion:
     missing: list[str] = field(default_factory=list)
 
     def report(self) -> str:
-        """What was mapped, dropped and why, and what is missing; several lines."""
+        """Describe in several lines what was mapped, dropped and why, and what is missing."""
         lines = [f"Recognised {self.format_name}: {len(self.state_dict)} entries mapped"]
         for reason in dict.fromkeys(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]

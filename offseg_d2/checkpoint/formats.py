@@ -1,4 +1,4 @@
-"""Which project and model a checkpoint is of, told by its parameter names."""
+"""The project and model of a checkpoint, recognised by its parameter names."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Format:
 
     Attributes:
         key_map: to our names.
-        markers: foreign names that every file of this format has.
+        markers: external names that every file of this format has.
         fits: configuration of the models it fits, for messages.
         lacks: pattern of the model's entries that such a file does not hold.
     """

@@ -37,7 +37,7 @@ class Inert:
 
 
 class DtypeRecord:
-    """What a pickle says of a numpy data type."""
+    """A numpy data type as a pickle describes it."""
 
     def __init__(self, code: Any, *flags: Any) -> None:
         self.code = code.decode("ascii") if isinstance(code, bytes) else code
@@ -61,7 +61,7 @@ class DtypeRecord:
 
 
 class ArrayRecord:
-    """What a pickle says of a numpy array; made by numpy's ``_reconstruct``."""
+    """A numpy array as a pickle describes it; made by numpy's ``_reconstruct``."""
 
     def __init__(self, *args: Any) -> None:
         self.state: tuple = ()
@@ -97,19 +97,19 @@ class ScalarRecord:
 
 
 def encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
-    """What protocol 2 calls to write bytes; the only codec it needs is latin-1."""
+    """Stand-in for the codec by which protocol 2 writes bytes; it needs latin-1 only."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
         raise RefusedGlobalError(f"_codecs.encode with the codec {encoding}")
     return text.encode("latin1")
 
 
 def make_bytes() -> bytes:
-    """What protocol 2 calls to write empty bytes; with a size it could claim any memory."""
+    """Stand-in for `bytes`, for empty ones only; with a size it could claim any memory."""
     return b""
 
 
 def make_bytearray(data: Any = b"", encoding: Any = "latin1") -> bytearray:
-    """What all protocols before 5 call to write a bytearray; content only, no size."""
+    """Stand-in for `bytearray` in protocols before 5; content only, no size."""
     if isinstance(data, str):
         data = encode_latin1(data, encoding)
     if not isinstance(data, bytes):

@@ -22,9 +22,9 @@ class Rule:
     """One line of a map: the same tensor under two names.
 
     Attributes:
-        theirs: foreign name; ``{i}`` stands for a number, ``{rest}`` for any remainder.
+        theirs: external name; ``{i}`` stands for a number, ``{rest}`` for any remainder.
         ours: our name, with the same fields.
-        leading_axis: the foreign tensor has one more axis of length 1 in front.
+        leading_axis: the external tensor has one more axis of length 1 in front.
         trailing_axes: our tensor has this many more axes of length 1 at the end, as the kernel of
             a 1x1 convolution has that is a matrix elsewhere.
         reversed_chunks: axis 1 consists of this many parts, which come in the opposite order.
@@ -41,7 +41,7 @@ class Rule:
     patch_order: bool = False
 
     def tensor_from_theirs(self, tensor: Tensor) -> Tensor:
-        """Our form of a foreign tensor."""
+        """Our form of an external tensor."""
         tensor = tensor[0] if self.leading_axis else tensor
         tensor = tensor.reshape(tensor.shape + (1,) * self.trailing_axes)
         if self.patch_order:  # (..., C, 4) -> (..., 4, C)
@@ -49,7 +49,7 @@ class Rule:
         return self._reverse(tensor)
 
     def tensor_to_theirs(self, tensor: Tensor) -> Tensor:
-        """The foreign form of our tensor."""
+        """The external form of our tensor."""
         tensor = self._reverse(tensor)
         if self.patch_order:  # (..., 4, C) -> (..., C, 4)
             tensor = tensor.unflatten(-1, (4, -1)).mT[..., _ROWS_TO_COLUMNS].flatten(-2)
@@ -72,10 +72,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class Drop:
-    """Foreign entries that have no counterpart.
+    """External entries that have no counterpart.
 
     Attributes:
-        pattern: regular expression that the whole foreign name must match.
+        pattern: regular expression that the whole external name must match.
         reason: why it is not needed.
     """
 
@@ -85,10 +85,10 @@ class Drop:
 
 @dataclass(frozen=True)
 class Packing:
-    """Several foreign tensors that are one here, one after the other along axis 0.
+    """Several external tensors that are one here, one after the other along axis 0.
 
     Attributes:
-        parts: foreign names, with fields as in :class:`Rule`.
+        parts: external names, with fields as in :class:`Rule`.
         shares: relative lengths of the parts.
         packed: name under which the rules know the whole.
     """
@@ -128,7 +128,7 @@ class KeyMap:
     """The map of one family of models.
 
     Attributes:
-        name: what the log calls the foreign format.
+        name: what the log calls the external format.
         rules: first match wins.
         drops: applied to names that no rule matches.
         packings: applied before the rules; the rules know the packed names.
@@ -140,7 +140,7 @@ class KeyMap:
     packings: tuple[Packing, ...] = ()
 
     def name_from_theirs(self, key: str) -> str | None:
-        """Our name for a foreign one; None if the entry is dropped.
+        """Our name for an external one; None if the entry is dropped.
 
         Raises:
             KeyError: if no rule and no drop knows the name.
@@ -154,7 +154,7 @@ class KeyMap:
         raise KeyError(f"`{key}` is not a parameter name of {self.name}.")
 
     def name_to_theirs(self, key: str) -> str:
-        """The foreign name of one of ours.
+        """The external name of one of ours.
 
         Raises:
             KeyError: if no rule knows the name.
@@ -168,10 +168,10 @@ class KeyMap:
     def from_theirs(
         self, state_dict: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Rename a whole foreign state dict.
+        """Rename a whole external state dict.
 
         Returns:
-            our state dict, and the dropped foreign names with the reason of each.
+            our state dict, and the dropped external names with the reason of each.
 
         Raises:
             KeyError: naming every entry that the map does not know.

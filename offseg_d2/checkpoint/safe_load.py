@@ -28,8 +28,8 @@ from .inert_pickle import MMENGINE_GLOBALS, RefusedGlobalError, load_inert_pickl
 
 logger = logging.getLogger(__name__)
 
-# Entries of a foreign file that are of use; logs, optimizer and schedules of others are not.
-_FOREIGN_ENTRIES = ("state_dict", "model", "meta")
+# Useful entries of an external file; its logs, optimizer and schedules are not.
+_EXTERNAL_ENTRIES = ("state_dict", "model", "meta")
 
 # What a tensor asks for that was pickled as any other object, not by torch.save.
 _PICKLED_TENSORS = {
@@ -120,7 +120,7 @@ def _load_mmengine(path: str, local_path: str) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             data = torch.load(local_path, map_location="cpu", weights_only=True)
         if isinstance(data, dict):
-            data = {key: data[key] for key in _FOREIGN_ENTRIES if key in data}
+            data = {key: data[key] for key in _EXTERNAL_ENTRIES if key in data}
         return to_plain(data)
     except pickle.UnpicklingError as error:
         refused = _refused_names(local_path, error)
@@ -184,8 +184,8 @@ def _unsafe(path: str, names: list[str]) -> UnsafeCheckpointError:
     if _PICKLED_TENSORS.issuperset(names):
         return UnsafeCheckpointError(
             f"Checkpoint file `{path}` is refused: it holds tensors that were pickled without "
-            "torch.save; use the original .pth, or write the file anew with torch.save; nothing of "
-            "it was executed."
+            "torch.save; use the original .pth, or write the file again with torch.save; "
+            "nothing of it was executed."
         )
     return UnsafeCheckpointError(
         f"Checkpoint file `{path}` is refused: it asks for {', '.join(names)}, which no "

@@ -106,7 +106,7 @@ def _add_head_keys(cfg: CN) -> None:
     head = cfg.MODEL.SEM_SEG_HEAD
     # Last layer: "offset" (offset learning) or "plain" (dropout and 1x1 convolution).
     head.CLASSIFIER = "offset"
-    # Head of others that `MODEL.SEM_SEG_HEAD.NAME` HostHead gives that last layer.
+    # Registered head to which `MODEL.SEM_SEG_HEAD.NAME` HostHead gives that last layer.
     head.HOST = "SemSegFPNHead"
     # Ablation switch of the offset classifier: move the class representations.
     head.CLASS_OFFSET = True

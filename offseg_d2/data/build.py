@@ -89,10 +89,10 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
         require_registered(name, "DATASETS.TRAIN")
     metadata = joint_metadata(cfg.DATASETS.TRAIN)
     _check_classes(cfg, metadata)
-    records = list(itertools.chain.from_iterable(_records(n) for n in cfg.DATASETS.TRAIN))
+    samples = list(itertools.chain.from_iterable(_samples(n) for n in cfg.DATASETS.TRAIN))
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = TrainingBatchSampler(
-        len(records),
+        len(samples),
         cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         start_batch=start_iter * cfg.SOLVER.ACCUMULATION_STEPS,
@@ -101,13 +101,13 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     )
     mapper = build_mapper(cfg, is_train=True)
     logger.info(
-        f"Training on {len(records)} images of {', '.join(cfg.DATASETS.TRAIN)}, "
+        f"Training on {len(samples)} images of {', '.join(cfg.DATASETS.TRAIN)}, "
         f"{cfg.SOLVER.IMS_PER_BATCH} a batch ({sampler.batch_size} a process), "
         f"data seed {seed}, from iteration {start_iter}."
     )
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     logger.info(f"Training augmentations: {mapper.augmentations}.")
-    dataset = _TrainingDataset(DatasetFromList(records, copy=False), mapper, seed)
+    dataset = _TrainingDataset(DatasetFromList(samples, copy=False), mapper, seed)
     workers = cfg.DATALOADER.NUM_WORKERS
     prefetch = _PREFETCH_BATCHES if workers > 0 else None
     return _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
@@ -125,12 +125,12 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
     require_registered(dataset_name, "DATASETS.TEST")
     metadata = MetadataCatalog.get(dataset_name)
     _check_classes(cfg, metadata)
-    records = _records(dataset_name)
-    logger.info(f"Testing on {len(records)} images of {dataset_name}.")
+    samples = _samples(dataset_name)
+    logger.info(f"Testing on {len(samples)} images of {dataset_name}.")
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     mapper = build_mapper(cfg, is_train=False)
-    dataset = _MappedDataset(DatasetFromList(records, copy=False), mapper)
-    return _build_loader(cfg, dataset, batch_size=1, sampler=InferenceSampler(len(records)))
+    dataset = _MappedDataset(DatasetFromList(samples, copy=False), mapper)
+    return _build_loader(cfg, dataset, batch_size=1, sampler=InferenceSampler(len(samples)))
 
 
 class _UnusableSample(NamedTuple):
@@ -138,17 +138,17 @@ class _UnusableSample(NamedTuple):
 
 
 class _MappedDataset(Dataset):
-    """Records through the mapper; a bad file becomes an :class:`_UnusableSample`."""
+    """Samples through the mapper; a bad file becomes an :class:`_UnusableSample`."""
 
-    def __init__(self, records: DatasetFromList, mapper: Callable[[Sample], Sample]) -> None:
-        self.records, self.mapper = records, mapper
+    def __init__(self, samples: DatasetFromList, mapper: Callable[[Sample], Sample]) -> None:
+        self.samples, self.mapper = samples, mapper
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> Sample | _UnusableSample:
         try:
-            return self.mapper(self.records[index])
+            return self.mapper(self.samples[index])
         except DataFileError as error:
             return _UnusableSample(str(error))
 
@@ -157,9 +157,9 @@ class _TrainingDataset(_MappedDataset):
     """Takes (position, index); the position seeds the augmentation."""
 
     def __init__(
-        self, records: DatasetFromList, mapper: Callable[[Sample], Sample], seed: int
+        self, samples: DatasetFromList, mapper: Callable[[Sample], Sample], seed: int
     ) -> None:
-        super().__init__(records, mapper)
+        super().__init__(samples, mapper)
         self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> Sample | _UnusableSample:
@@ -168,11 +168,11 @@ class _TrainingDataset(_MappedDataset):
             return super().__getitem__(index)
 
 
-def _records(dataset_name: str) -> list[Sample]:
-    records = DatasetCatalog.get(dataset_name)
-    if not records:
+def _samples(dataset_name: str) -> list[Sample]:
+    samples = DatasetCatalog.get(dataset_name)
+    if not samples:
         raise ValueError(f"Dataset '{dataset_name}' must hold at least one image, but is empty.")
-    return records
+    return samples
 
 
 def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:

@@ -81,13 +81,13 @@ class SemSegDatasetMapper:
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one record.
+        """Map one sample.
 
         Args:
             dataset_dict: with "file_name" and, in training, "sem_seg_file_name".
 
         Returns:
-            The record's own entries (it is not changed itself), with
+            The sample's own entries (it is not changed itself), with
             "image": (3, h, w) uint8 in ``image_format``, 0..255, augmented, not normalised;
             "height", "width": of the image as it is on disk, in pixels;
             "sem_seg": (h, w) uint8 train ids, 255 ignored (training only);
@@ -180,12 +180,12 @@ def _with_instances(name: str) -> bool:
 
 
 def _note_size(sample: dict[str, Any], size: tuple[int, int]) -> None:
-    """Check the height and width that the dataset records, or record those of the image."""
-    recorded = sample.get("height", size[0]), sample.get("width", size[1])
-    if recorded != size:
+    """Check the height and width that the dataset states, or add those of the image."""
+    stated = sample.get("height", size[0]), sample.get("width", size[1])
+    if stated != size:
         raise DataFileError(
-            f"Image file '{sample['file_name']}' must be {_size(recorded)} as its "
-            f"dataset records it, but is {_size(size)} (width x height)."
+            f"Image file '{sample['file_name']}' must be {_size(stated)} as its "
+            f"dataset states, but is {_size(size)} (width x height)."
         )
     sample["height"], sample["width"] = size
 

@@ -50,7 +50,7 @@ class EncodedImage:
             with Image.open(io.BytesIO(self._content)) as image:
                 upright = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) == _UPRIGHT
                 return image.size[::-1] if upright else None
-        # Pillow's errors for a broken header; what is wrong with it, decoding will tell.
+        # Pillow's errors for a broken header; decoding will report what is wrong with it.
         except (OSError, SyntaxError, ValueError, TypeError):
             return None
 

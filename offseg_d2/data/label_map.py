@@ -3,7 +3,7 @@
 Datasets store labels as single-channel 8-bit PNGs whose values (palette indices, if there is a
 palette) are the dataset's own ids. A *label map* ``{raw id: train id}`` says what each id means;
 train id 255 is ignored, and an id that the map does not hold is an error: silently training on a
-shifted or foreign label file costs days.
+shifted or wrong label file costs days.
 """
 
 import io
@@ -102,7 +102,7 @@ def read_raw_labels(path: str) -> np.ndarray:
         with Image.open(io.BytesIO(encoded)) as image:
             mode = image.mode
             raw = np.array(image, dtype=np.uint8) if mode in ("L", "P") else None
-    except UnidentifiedImageError:  # whose message tells a memory address, not the file
+    except UnidentifiedImageError:  # whose message names a memory address, not the file
         raise DataFileError(
             f"Label file '{path}' cannot be decoded: its format is not known to Pillow."
         ) from None
@@ -170,7 +170,7 @@ def joint_metadata(dataset_names: Sequence[str]) -> Metadata:
 
 
 def describe_label_map(metadata: Metadata) -> str:
-    """Tell a label map in one line, such as "11 classes; raw ids 0-10 -> 0-10, 11 -> ignored"."""
+    """Describe a label map in a line: "11 classes; raw ids 0-10 -> 0-10, 11 -> ignored"."""
     label_map = label_map_of(metadata)
     runs: list[list[tuple[int, int]]] = []
     for raw_id, train_id in sorted(label_map.items()):

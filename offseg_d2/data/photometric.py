@@ -77,7 +77,7 @@ class PhotometricDistortion(Augmentation):
     saturation x U(0.5, 1.5); hue + an integer in [-18, 17] of 180.
     """
 
-    def __init__(self) -> None:  # Detectron2 tells an augmentation by the arguments of its own
+    def __init__(self) -> None:  # Detectron2 prints an augmentation by the arguments of its own
         super().__init__()
 
     def get_transform(self, image: np.ndarray) -> Transform:

@@ -42,7 +42,7 @@ class WeightAverage:
         named = self.model.named_parameters()
         return {name: value for name, value in named if value.requires_grad}
 
-    def start_anew(self) -> None:
+    def restart(self) -> None:
         """Begin with the current weights, as after loading pre-trained ones."""
         self.updates = 0
         with torch.no_grad():

@@ -107,7 +107,7 @@ class EvaluationHook(HookBase):
         try:
             best = load_checkpoint_file(self.best_path).get("best", {})
         except CheckpointError as error:
-            logger.warning("%s The best model is chosen anew.", error)
+            logger.warning("%s The best model is chosen again.", error)
             return
         if best.get("metric") == self.best_metric:
             self.best_value = best["value"]
@@ -118,7 +118,7 @@ class EvaluationHook(HookBase):
             self._evaluate(self.trainer.iter)
 
     def _is_due(self, iteration: int) -> bool:
-        """Whether to evaluate after the 0-based ``iteration``, not the last one."""
+        """True if an evaluation is due after the 0-based ``iteration``, not the last one."""
         done = iteration + 1
         return self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
 

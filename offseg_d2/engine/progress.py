@@ -1,4 +1,4 @@
-"""What lets one follow a training: memory in the progress line, offsets' lengths, pictures."""
+"""Progress of a training: memory in the log line, lengths of offsets, pictures in TensorBoard."""
 
 import logging
 import resource
@@ -104,7 +104,7 @@ class ValidationPictures:
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
         self.name = cfg.DATASETS.TEST[0]
-        self.records: list[dict[str, Any]] | None = None
+        self.samples: list[dict[str, Any]] | None = None
 
     def draw(self, model: nn.Module, storage: EventStorage) -> None:
         """Put the pictures into the storage, from where TensorBoard's writer takes them.
@@ -117,26 +117,26 @@ class ValidationPictures:
         network = build_evaluation_model(self.cfg, model).eval()
         mapper = build_mapper(self.cfg, is_train=False)
         with torch.inference_mode():
-            for index, record in enumerate(self._records()):
-                mapped = mapper(record)
+            for index, sample in enumerate(self._samples()):
+                mapped = mapper(sample)
                 labels = to_labels(network([mapped])[0]["sem_seg"])
-                picture = self._draw(record, labels)
+                picture = self._draw(sample, labels)
                 planes = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))
                 storage.put_image(f"{self.name}/{index}", planes)
         model.train(training)
 
-    def _records(self) -> list[dict[str, Any]]:
-        if self.records is None:
+    def _samples(self) -> list[dict[str, Any]]:
+        if self.samples is None:
             number = self.cfg.TEST.SEM_SEG.NUM_PICTURES
-            records = [r for r in DatasetCatalog.get(self.name) if r.get("sem_seg_file_name")]
-            middles = (np.arange(number) + 0.5) * len(records) / number
-            self.records = [records[int(i)] for i in middles] if records else []
-        return self.records
+            samples = [r for r in DatasetCatalog.get(self.name) if r.get("sem_seg_file_name")]
+            middles = (np.arange(number) + 0.5) * len(samples) / number
+            self.samples = [samples[int(i)] for i in middles] if samples else []
+        return self.samples
 
-    def _draw(self, record: dict[str, Any], labels: np.ndarray) -> np.ndarray:
+    def _draw(self, sample: dict[str, Any], labels: np.ndarray) -> np.ndarray:
         metadata = MetadataCatalog.get(self.name)
-        image = np.ascontiguousarray(read_image(record["file_name"])[..., ::-1])
-        truth = read_label_map(record["sem_seg_file_name"], label_map_of(metadata))
+        image = np.ascontiguousarray(read_image(sample["file_name"])[..., ::-1])
+        truth = read_label_map(sample["sem_seg_file_name"], label_map_of(metadata))
         scale = min(1.0, _PICTURE_WIDTH / image.shape[1])
         panels = [
             overlay(image, ids, metadata, scale=scale, names=False) for ids in (truth, labels)

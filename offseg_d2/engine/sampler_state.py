@@ -1,7 +1,7 @@
-"""What a checkpoint says about the data and the random numbers, and its check on resuming.
+"""Data and random numbers of a run in its checkpoint, and their check on resuming.
 
 Neither has a state of its own: which images an iteration sees follows from the seed and the number
-of samples before it, and all generators are seeded anew for each sample and each iteration
+of samples before it, and all generators are seeded again for each sample and each iteration
 (:func:`.train_loop.seed_iteration`). These few numbers say everything.
 """
 

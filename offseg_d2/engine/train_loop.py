@@ -1,6 +1,6 @@
 """The training iteration: accumulate gradients, check the loss, clip, step.
 
-Written anew on Detectron2's ``TrainerBase`` because its ``AMPTrainer`` requires CUDA, cannot
+Built on Detectron2's ``TrainerBase`` because its ``AMPTrainer`` requires CUDA, cannot
 accumulate gradients and notices a NaN loss only after the weights have been updated with it.
 """
 
@@ -94,7 +94,7 @@ class TrainLoop(TrainerBase):
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max_iter  # what tells `after_train` that nothing failed
+                self.iter = max_iter  # by which `after_train` sees that nothing failed
             except (FloatingPointError, DataFileError) as error:
                 logger.error("Training stopped in iteration %d: %s", self.iter, error)
                 raise

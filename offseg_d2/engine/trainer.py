@@ -172,7 +172,7 @@ class Trainer(TrainLoop):
         """Continue the run in ``OUTPUT_DIR``, or load ``MODEL.WEIGHTS`` and begin at iteration 0.
 
         Args:
-            resume: whether to look for a checkpoint; without one the run begins anew. A run that
+            resume: whether to look for a checkpoint; without one a new run begins. A run that
                 its launcher has started again (a requeued job) always looks for one.
 
         Raises:
@@ -183,10 +183,10 @@ class Trainer(TrainLoop):
         data = self.checkpointer.resume() if resume else None
         if data is None:
             if resume:
-                logger.info("%s holds no checkpoint: the run begins anew.", self.cfg.OUTPUT_DIR)
+                logger.info("%s holds no checkpoint: a new run begins.", self.cfg.OUTPUT_DIR)
             self.checkpointer.load(self.cfg.MODEL.WEIGHTS, checkpointables=[])
             if self.average:
-                self.average.start_anew()
+                self.average.restart()
             return
         self.start_iter = data["iteration"] + 1
         check_sampler(self.cfg, data)

@@ -24,7 +24,7 @@ from offseg_d2.visualization.overlay import legend, side_by_side
 
 
 class LabelMaps(Protocol):
-    """What predicts: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`.
+    """A predictor: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`.
 
     One that has ``label_maps(images)``, and ``input_size(height, width)`` to tell which images go
     together, as these two, is given batches.
@@ -88,7 +88,7 @@ def make_folder(path: str) -> None:
 
 
 def is_video(path: str) -> bool:
-    """Whether a path ends as one of the kinds of video files that are read."""
+    """True if a path ends as one of the kinds of video files that are read."""
     return path.lower().endswith(VIDEO_SUFFIXES)
 
 

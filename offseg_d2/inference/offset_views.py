@@ -20,7 +20,7 @@ from offseg_d2.visualization.offset_trace import trace_offsets
 
 
 def trace_image(predictor: Predictor, image: np.ndarray) -> TracedImage:
-    """What the offsets do to a (H, W, 3) uint8 BGR image, at the network's resolution."""
+    """Trace the offsets in a (H, W, 3) uint8 BGR image, at the network's resolution."""
     sample = predictor.sample(image)
     planes = sample["image"].numpy()
     rgb = planes if predictor.cfg.INPUT.FORMAT == "RGB" else planes[::-1]
@@ -77,7 +77,7 @@ def draw_offset_picture(
 def shown_pixel(
     pixel: tuple[int, int], size: Sequence[int], shown: Sequence[int]
 ) -> tuple[int, int]:
-    """Where the pixel (x, y) of an image file of (height, width, ...) ``size`` is shown.
+    """Position at which the pixel (x, y) of an image file of (height, width, ...) is shown.
 
     Raises:
         ValueError: it lies outside the file's image.

@@ -194,7 +194,7 @@ def sample_with_offsets(features: Tensor, offsets: Tensor) -> Tensor:
     """
     batch, channels, out_height, out_width = features.shape
     height, width = offsets.shape[-2:]
-    # Half precision cannot tell neighbouring pixels of a map of a few hundred apart.
+    # Half precision cannot distinguish neighbouring pixels of a map of a few hundred.
     dtype = torch.promote_types(torch.promote_types(features.dtype, offsets.dtype), torch.float32)
     x = torch.arange(width, device=offsets.device, dtype=dtype) + 0.5
     y = torch.arange(height, device=offsets.device, dtype=dtype) + 0.5

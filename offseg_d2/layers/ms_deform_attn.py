@@ -69,7 +69,7 @@ def sample_levels_by_grid(
 
 @torch.compiler.assume_constant_result  # or torch.compile would cut the model in pieces here
 def has_compiled_operator(device_type: str) -> bool:
-    """Whether the package torch-ms-deform-attn is installed and works on "cpu", "cuda" or so."""
+    """Check that the package torch-ms-deform-attn is installed and works on a type of device."""
     return _has_compiled_operator(device_type)
 
 
@@ -169,7 +169,7 @@ class MSDeformAttn(nn.Module):
         """
         heads = self.points_shape[0]
         values = self.value_proj(pixels)
-        # fp32: half precision cannot tell neighbouring positions apart.
+        # fp32: half precision cannot distinguish neighbouring positions.
         with torch.autocast(queries.device.type, enabled=False):
             dtype = torch.promote_types(queries.dtype, torch.float32)
             queries = queries.to(dtype)

@@ -45,7 +45,7 @@ def norm_gelu_conv(features: Tensor, norm: nn.BatchNorm2d, conv: nn.Conv2d) -> T
 
 
 def _can_be_one(features: Tensor, norm: nn.Module, conv: nn.Module) -> bool:
-    """Whether gradients are wanted and the modules are just what their types say."""
+    """True if gradients are wanted and the modules are just what their types say."""
     return (
         torch.is_grad_enabled()
         and not torch.compiler.is_compiling()  # the compiler decides on its own what to keep
@@ -63,7 +63,7 @@ def _can_be_one(features: Tensor, norm: nn.Module, conv: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    """Whether someone wants to know when the module is called, forward or backward."""
+    """True if a hook is called with the module, forward or backward."""
     forward = module._forward_hooks or module._forward_pre_hooks
     return bool(forward or module._backward_hooks or module._backward_pre_hooks)
 

@@ -49,7 +49,7 @@ def uncertain_points(
     """Random points of each mask, most of them where its logit is nearest to zero.
 
     ``oversample_ratio * num_points`` points are drawn and the most uncertain of them kept, as many
-    as ``importance_ratio`` of ``num_points``; the rest are drawn anew.
+    as ``importance_ratio`` of ``num_points``; the rest are drawn at random.
 
     Args:
         mask_logits: (N, 1, H, W), floating point.

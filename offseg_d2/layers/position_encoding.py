@@ -24,7 +24,7 @@ def sine_position_encoding(
 ) -> Tensor:
     """Position code of every pixel of a map.
 
-    The first half of the channels tells the row, the second half the column. A coordinate counts
+    The first half of the channels encodes the row, the second half the column. A coordinate counts
     from 1 and is scaled such that the last one is (nearly) 2 pi; so the code does not depend on
     the size of the map but on the place within it.
 

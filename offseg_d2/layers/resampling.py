@@ -40,7 +40,7 @@ class Resampling:
 
     @property
     def is_identity(self) -> bool:
-        """Whether the output is the input, perhaps without its end."""
+        """True if the output is the input, perhaps without its end."""
         ones = bool((self.weights[:, 0] == 1).all()) and bool((self.span == 1).all())
         return ones and torch.equal(self.start, torch.arange(len(self), device=self.start.device))
 
@@ -77,8 +77,8 @@ def bilinear(
 ) -> Resampling:
     """One axis of ``F.interpolate(mode="bilinear", align_corners=False)``.
 
-    The weights are read off PyTorch's own interpolation of signals that tell the input positions
-    apart. A formula of our own would have to round as the kernel of each device does; source
+    The weights are read off PyTorch's own interpolation of signals that distinguish the input
+    positions. A formula of our own would have to round as the kernel of each device does; source
     positions near 1000 are only good to 6e-5 in float32.
     """
     if in_size == out_size:

@@ -25,7 +25,7 @@ class OffsetClassifier(nn.Module):
         class_offset: move each class vector towards the pixels that resemble it.
         feature_offset: move each pixel towards the classes it resembles.
         class_norm: normalise the class scores of each pixel, which the paper's models do, but its
-            text does not tell. None of K normalised scores exceeds sqrt(K - 1) times its gain
+            text does not mention. None of K normalised scores exceeds sqrt(K - 1) times its gain
             plus its bias.
         offset_init_std: of the projections, see :class:`OffsetLearning`.
 

@@ -1,4 +1,4 @@
-"""Which query predicts which mask of the ground truth: the cheapest one-to-one assignment.
+"""The assignment of queries to masks of the ground truth, the cheapest one-to-one.
 
 Paper: DETR (arXiv:2005.12872), section 3.1, with the costs of Mask2Former (arXiv:2112.01527): class
 probability, and cross-entropy and dice of the masks at random points.
@@ -135,7 +135,7 @@ def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
     """The assignment of least total cost, by the Hungarian method on the CPU.
 
     A cost that is not finite (predictions that overflowed) counts as a very large one: whether to
-    go on with such predictions is for the loss to tell.
+    go on with such predictions is reported by the loss.
 
     Args:
         cost: (Q, M).

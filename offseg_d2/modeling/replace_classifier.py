@@ -1,4 +1,4 @@
-"""Offset learning in networks of others: their final 1x1 convolution becomes an OffsetClassifier.
+"""Offset learning in any network: its final 1x1 convolution becomes an OffsetClassifier.
 
 Works for any PyTorch module. Detectron2's heads SemSegFPNHead, DeepLabV3Head and DeepLabV3PlusHead
 call that convolution `predictor`, which is what is looked for without a path. By configuration::

@@ -21,7 +21,7 @@ GradientClipper = Callable[[Iterable[Tensor]], Tensor | None]
 
 # Device types on which torch has a fused AdamW: one pass over all tensors instead of one each.
 _FUSED_DEVICES = ("cpu", "cuda")
-# The parameters by which a mask-query model is told.
+# Parameters that only a mask-query model has.
 _QUERIES = "sem_seg_head.predictor.query_feat"
 
 

@@ -79,7 +79,7 @@ def offset_rule(lr_factor: float) -> ParamGroupRule:
     return ParamGroupRule("offsets", pattern, lr_factor=lr_factor, optional=True)  # a plain model
 
 
-# For backbones of others, whose norms may have any name.
+# For external backbones, whose norms may have any name.
 DEFAULT_RULES: tuple[ParamGroupRule, ...] = (HEAD_RULE, replace(BACKBONE_NORM_RULE, optional=True))
 
 # Tables of backbones that need another one than DEFAULT_RULES, by MODEL.BACKBONE.NAME.
@@ -89,7 +89,7 @@ PARAM_GROUP_RULES: dict[str, tuple[ParamGroupRule, ...]] = {
     "EfficientFormerV2": (HEAD_RULE, TALKING_HEAD_RULE, BACKBONE_NORM_RULE),
 }
 
-# The last names of modules that normalise but are none of NORM_TYPES, as networks of others define
+# The last names of modules that normalise but are none of NORM_TYPES, as external networks define
 # them; and of those that are, where only names are known.
 _NORM_NAMES = r"(norm\d*|mid_norm|bn\d*|out_ln|layer_norm\d*)"
 _SLOW = "BACKBONE_LR_FACTOR"

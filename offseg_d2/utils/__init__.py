@@ -1,1 +1,1 @@
-"""What every room may use: files that are written whole, and errors of the command line."""
+"""Tools for every room: files that are written whole, errors of the command line."""

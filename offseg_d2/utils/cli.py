@@ -1,4 +1,4 @@
-"""What the command-line tools share: a mistake of the user is reported in one line."""
+"""Errors of the command line: a mistake of the user is reported in one line."""
 
 import sys
 from collections.abc import Callable

@@ -24,7 +24,7 @@ LOSS = "total_loss"
 _SCORE = re.compile(r"(?:(?P<dataset>.+)/)?sem_seg/mIoU")
 _SEED = re.compile(r"[_.-](?:seed[_-]?|s)\d+(?=$|[_.-])")
 _FILE = "metrics.json"
-# Okabe and Ito's colours, which also the colour-blind can tell apart; then again, dashed.
+# Okabe and Ito's colours, which also the colour-blind can distinguish; then again, dashed.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _TEMPLATE = "curves.html.j2"
 
@@ -92,7 +92,7 @@ def read_runs(paths: Sequence[str]) -> list[RunCurves]:
     names = [run.name for run in runs]
     if len(set(names)) == len(names):
         return runs
-    # The same names in several folders: the folders tell them apart.
+    # The same names in several folders: the folders distinguish them.
     parents = [os.path.basename(os.path.dirname(os.path.abspath(folder))) for folder in folders]
     full = [f"{parent}/{name}" for parent, name in zip(parents, names, strict=True)]
     if len(set(full)) < len(full):
@@ -163,7 +163,7 @@ def join_curves(curves: Sequence[Curve]) -> Band:
 
 
 def quantities(groups: Sequence[Group]) -> list[str]:
-    """What at least one group can draw: the loss first, then the scores."""
+    """Quantities that at least one group has: the loss first, then the scores."""
     keys = {key for group in groups for run in group.runs for key in run.curves}
     known = [key for key in keys if any(group.band(key) for group in groups)]
     return sorted(known, key=lambda key: (key != LOSS, key))

@@ -27,7 +27,6 @@ from offseg_d2.data.inspection import file_stem
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
-Record = dict[str, Any]
 Sample = dict[str, Any]
 
 # Long side of a picture in pixels: small images are enlarged, large ones reduced.
@@ -36,25 +35,25 @@ _SHEET_ASPECT = 1.8  # width / height aimed at
 _BACKGROUND, _PADDING, _GAP = 255, 225, 16
 
 
-def image_name(record: Record) -> str:
-    """Name of a record's image: its id, else its file name without folder and suffix."""
-    stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
-    return str(record.get("image_id", stem))
+def image_name(sample: Sample) -> str:
+    """Name of a sample's image: its id, else its file name without folder and suffix."""
+    stem = os.path.splitext(os.path.basename(sample["file_name"]))[0]
+    return str(sample.get("image_id", stem))
 
 
-def choose_records(
-    records: Sequence[Record], names: Sequence[str] = (), number: int = 4, seed: int = 0
-) -> list[Record]:
-    """Choose records by name, or at random but in their own order.
+def choose_samples(
+    samples: Sequence[Sample], names: Sequence[str] = (), number: int = 4, seed: int = 0
+) -> list[Sample]:
+    """Choose samples by name, or at random but in their own order.
 
     Args:
-        records: of a dataset.
+        samples: of a dataset.
         names: ids or file names, with or without suffix; if empty, chance decides.
-        number: of records for chance to choose, at most.
-        seed: of chance; the same one chooses the same records.
+        number: of samples for chance to choose, at most.
+        seed: of chance; the same one chooses the same samples.
 
     Raises:
-        ValueError: a name is that of no record, or a number is out of range.
+        ValueError: a name is that of no sample, or a number is out of range.
     """
     if number < 1 or seed < 0:
         raise ValueError(
@@ -62,13 +61,13 @@ def choose_records(
         )
     if not names:
         # RandomState: NumPy promises that its numbers never change.
-        chosen = np.random.RandomState(seed % 2**32).permutation(len(records))[:number]
-        return [records[index] for index in sorted(chosen)]
-    by_name: dict[str, Record] = {}
-    for record in records:
-        base = os.path.basename(record["file_name"])
-        for name in (image_name(record), base, os.path.splitext(base)[0]):
-            by_name.setdefault(name, record)
+        chosen = np.random.RandomState(seed % 2**32).permutation(len(samples))[:number]
+        return [samples[index] for index in sorted(chosen)]
+    by_name: dict[str, Sample] = {}
+    for sample in samples:
+        base = os.path.basename(sample["file_name"])
+        for name in (image_name(sample), base, os.path.splitext(base)[0]):
+            by_name.setdefault(name, sample)
     for name in names:
         if name not in by_name:
             nearest = difflib.get_close_matches(name, by_name, n=3)
@@ -92,48 +91,48 @@ class GroundTruthArtist:
         lut = build_lut(label_map_of(metadata))
         self.read = SemSegDatasetMapper(is_train=True, augmentations=[], label_lut=lut)
 
-    def draw(self, record: Record) -> np.ndarray:
-        """Draw a record: image and overlay side by side, a legend of its classes below.
+    def draw(self, sample: Sample) -> np.ndarray:
+        """Draw a sample: image and overlay side by side, a legend of its classes below.
 
         Raises:
             DataFileError: image or label map cannot be used; names the file.
         """
-        sample = self.read(record)
-        image, labels = to_picture(sample), sample["sem_seg"].numpy()
+        read = self.read(sample)
+        image, labels = to_picture(read), read["sem_seg"].numpy()
         scale = _fitting_scale(image.shape[:2], _PICTURE_SIDES)
         drawn = overlay(image, labels, self.metadata, opacity=self.opacity, scale=scale)
         counted = labels[labels != IGNORE_LABEL]
         classes = len(np.unique(counted))
         ignored = 1 - counted.size / labels.size
         truth = f"{classes} class{'' if classes == 1 else 'es'}, {ignored:.1%} ignored"
-        captions = (f"{image_name(record)}, {image.shape[1]}x{image.shape[0]}", truth)
+        captions = (f"{image_name(sample)}, {image.shape[1]}x{image.shape[0]}", truth)
         row = side_by_side([enlarge(image, scale), drawn], captions)
         return np.concatenate([row, legend(self.metadata, row.shape[1], labels)])
 
 
 def draw_ground_truth(
-    records: Sequence[Record], metadata: Metadata, prefix: str, opacity: float = 0.5
+    samples: Sequence[Sample], metadata: Metadata, prefix: str, opacity: float = 0.5
 ) -> tuple[list[str], list[str]]:
-    """Write a picture of each record, with a progress bar; goes on past unusable files.
+    """Write a picture of each sample, with a progress bar; goes on past unusable files.
 
     Args:
-        records: of a dataset.
+        samples: of a dataset.
         metadata: of the dataset.
         prefix: that the pictures' file names begin with, folder included.
         opacity: of the colours, 0..1.
 
     Returns:
-        the written files, and a sentence for each record that could not be drawn.
+        the written files, and a sentence for each sample that could not be drawn.
     """
     artist = GroundTruthArtist(metadata, opacity)
     written, failures = [], []
-    for record in tqdm(records, unit="image", disable=None):
+    for sample in tqdm(samples, unit="image", disable=None):
         try:
-            picture = artist.draw(record)
+            picture = artist.draw(sample)
         except DataFileError as error:
             failures.append(str(error))
             continue
-        written.append(f"{prefix}_{file_stem(image_name(record))}.png")
+        written.append(f"{prefix}_{file_stem(image_name(sample))}.png")
         write_picture(written[-1], picture)
     return written, failures
 

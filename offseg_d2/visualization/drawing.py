@@ -17,7 +17,7 @@ UNCHOSEN = 255  # value in label maps of classes that were not asked for
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How predictions are drawn.
+    """The style in which predictions are drawn.
 
     Attributes:
         style: "overlay"; "side-by-side", the image beside it; or "label-map", a palette PNG whose

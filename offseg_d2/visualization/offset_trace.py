@@ -1,4 +1,4 @@
-"""What the offsets of a trained model do to one image: tensors, before anything is drawn.
+"""The offsets of a trained model in one image: tensors, before anything is drawn.
 
 :func:`trace_offsets` runs a model on an image and keeps what its last layer was given; the terms of
 the method (:mod:`offseg_d2.modeling.offset_learning`) are then computed from that, one by one.
@@ -44,7 +44,7 @@ class OffsetTrace:
 
     @property
     def compares_classes(self) -> bool:
-        """Whether the scores of a pixel are compared with each other, as in the per-pixel form."""
+        """True if the scores of a pixel are compared with each other, as in the per-pixel form."""
         return self.class_probabilities is None
 
     @cached_property
@@ -79,14 +79,14 @@ class OffsetTrace:
         return (moved / self.pixel_features.norm(dim=1).clamp_min(1e-12)).view(self.size)
 
     def attention_to_pixels(self, index: int) -> Tensor:
-        """Where class ``index`` reads its offset from, a softmax over the pixels: (h, w)."""
+        """Attention of class ``index`` to the pixels, a softmax over them: (h, w)."""
         return self.coupled_similarity[:, index].softmax(dim=0).view(self.size)
 
     @torch.no_grad()
     def scores(self, *, offsets: bool = True) -> Tensor:
         """Scores as the layer gives them, or with both offsets set to zero: (N, K).
 
-        The other weights are those that were trained with offsets: this tells what the offsets
+        The other weights are those that were trained with offsets: this shows what the offsets
         change in this model, not what a model trained without them would say.
         """
         pixels, classes = self._aligned if offsets else (self.pixel_features, self.representations)
@@ -120,7 +120,7 @@ class OffsetTrace:
         return resized[..., :height, :width].reshape(*values.shape[:-2], height, width)
 
     def row_of(self, class_id: int) -> int:
-        """Which row of W stands for a class: itself, or the query that is surest of it."""
+        """Row of W that stands for a class: itself, or the query that is surest of it."""
         if self.class_probabilities is None:
             return class_id
         return int(self.class_probabilities[:, class_id].argmax())
@@ -174,13 +174,13 @@ def relative_offsets(layer: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, 
 
 
 @torch.no_grad()
-def trace_offsets(model: nn.Module, record: dict[str, Any]) -> OffsetTrace:
+def trace_offsets(model: nn.Module, sample: dict[str, Any]) -> OffsetTrace:
     """Run a model on one image and keep the terms of its offsets.
 
     Args:
         model: with an offset classifier or mask predictor, in evaluation mode. In the mask-query
             form the last of its predictions is kept.
-        record: one element of the model's input, such as ``{"image": (3, H, W)}``.
+        sample: one element of the model's input, such as ``{"image": (3, H, W)}``.
 
     Returns:
         the terms for the whole image, in float32 on the model's device. The image is not cut into
@@ -193,7 +193,7 @@ def trace_offsets(model: nn.Module, record: dict[str, Any]) -> OffsetTrace:
     inputs: list[tuple[Tensor, ...]] = []
     handle = layer.register_forward_pre_hook(lambda _, args: inputs.append(args))
     try:
-        image = model.normalise(record["image"])
+        image = model.normalise(sample["image"])
         padded = model._padded(image[None])  # as it predicts: offsets see the padding, too
         output = model.sem_seg_head(model.backbone(padded))
     finally:

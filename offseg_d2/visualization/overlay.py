@@ -92,7 +92,7 @@ class SemSegVisualizer(Visualizer):
 
 
 def _borders(labels: np.ndarray) -> np.ndarray:
-    """Whether the pixel to the right or below is of another class: (H, W) bool."""
+    """Pixels whose neighbour to the right or below is of another class: (H, W) bool."""
     borders = np.zeros(labels.shape, dtype=bool)
     borders[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     borders[:-1] |= labels[:-1] != labels[1:]

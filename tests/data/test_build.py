@@ -77,6 +77,7 @@ def test_seed_decides_and_a_negative_one_is_drawn_and_logged(caplog):
         for s, t in zip(a, b, strict=True)
         if s["image"].shape == t["image"].shape
     )
+    caplog.clear()  # of what another test's loggers may have let through
     with caplog.at_level(logging.INFO, logger="offseg_d2.data.build"):
         np.random.seed(11)
         drawn = batches(camvid_cfg(seed=-1), 2)

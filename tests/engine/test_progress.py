@@ -77,7 +77,7 @@ def test_pictures_are_of_the_same_spread_images_and_change_nothing(scenes, tmp_p
         pictures.draw(trainer.model, storage)
         assert len(storage._vis_data) == 3
         assert torch.equal(torch.get_rng_state(), state)
-    assert [r["file_name"] for r in pictures.records] == [
+    assert [r["file_name"] for r in pictures.samples] == [
         DatasetCatalog.get("watched_val")[index]["file_name"] for index in (1, 3, 5)
     ]
     assert trainer.model.training

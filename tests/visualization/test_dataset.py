@@ -14,7 +14,7 @@ from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from offseg_d2.data import build_train_loader
-from offseg_d2.visualization.dataset import choose_records, draw_batch, to_picture, training_batches
+from offseg_d2.visualization.dataset import choose_samples, draw_batch, to_picture, training_batches
 from offseg_d2.visualization.overlay import enlarge
 from tests.common import ROOT
 from tests.data.common import camvid_cfg, write_camvid
@@ -96,9 +96,9 @@ def test_choice_at_random_depends_on_the_seed_alone(tool, camvid):
     chosen = set()
     records = [{"file_name": f"/x/{index}.jpg"} for index in range(30)]
     for seed in range(5):
-        chosen.add(tuple(r["file_name"] for r in choose_records(records, number=3, seed=seed)))
+        chosen.add(tuple(r["file_name"] for r in choose_samples(records, number=3, seed=seed)))
     assert len(chosen) == 5
-    assert len(choose_records(records, number=99)) == 30
+    assert len(choose_samples(records, number=99)) == 30
 
 
 @pytest.mark.parametrize(("number", "told"), [(1, "1 picture lies"), (2, "2 pictures lie")])
@@ -116,7 +116,7 @@ def test_images_are_chosen_by_id_or_file_name(name):
     records = [
         {"file_name": f"/data/{index}_rgb.png", "image_id": f"city/{index}"} for index in range(9)
     ]
-    assert choose_records(records, [name]) == [records[7]]
+    assert choose_samples(records, [name]) == [records[7]]
 
 
 def test_sheets_show_the_very_batches_of_training(camvid):

@@ -7,7 +7,7 @@ of ``*_gtFine_labelIds.png`` become train ids while they are read. The
 no ``labelIds``: both say the same, and every download has the latter.
 
 The labels of the test split are not public (its files hold none of the 19 classes), so that its
-records name no label files: it can be predicted, not evaluated.
+samples name no label files: it can be predicted, not evaluated.
 """
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES

@@ -33,14 +33,14 @@ class Layout:
 
     @property
     def parts(self) -> list[str]:
-        """What must be there, relative to the root; the dataset's own folder first."""
+        """Required paths, relative to the root; the dataset's own folder first."""
         inner = (self.image_dir, self.label_dir, self.list_file)
         return [self.top_dir, *(os.path.join(self.top_dir, part) for part in inner if part)]
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelKind:
-    """How label files are named (NAME + suffix) and what their ids mean."""
+    """Names of label files (NAME + suffix) and the meaning of their ids."""
 
     suffix: str
     label_map: Mapping[int, int]  # raw id -> train id
@@ -50,16 +50,16 @@ class IncompleteDatasetError(FileNotFoundError):
     """Files of a dataset are missing; the message names them.
 
     Attributes:
-        records: of the whole dataset, as if nothing were missing.
+        samples: of the whole dataset, as if nothing were missing.
     """
 
-    def __init__(self, message: str, records: list[dict[str, Any]]) -> None:
+    def __init__(self, message: str, samples: list[dict[str, Any]]) -> None:
         super().__init__(message)
-        self.records = records
+        self.samples = samples
 
 
 class FoundSplit(NamedTuple):
-    """Where a split lies, and its files by NAME, relative to the folders."""
+    """Folders of a split, and its files by NAME, relative to them."""
 
     image_dir: str
     label_dir: str | None
@@ -78,7 +78,7 @@ class SemSegFolder:
     image_suffixes: tuple[str, ...] = (".jpg",)
 
     def load(self, root: str) -> list[dict[str, Any]]:
-        """Return the split's records: in the order of the list, or by name if it has none.
+        """Return the split's samples: in the order of the list, or by name if it has none.
 
         Raises:
             FileNotFoundError: no layout is there.
@@ -92,19 +92,19 @@ class SemSegFolder:
         else:
             names = self._read_list(found.list_path)
         suffix = self.image_suffixes[0]
-        records = self._records(found, names, {n: images.get(n, n + suffix) for n in names})
+        samples = self._samples(found, names, {n: images.get(n, n + suffix) for n in names})
         gaps = [self._missing(found.image_dir, names, images, suffix)]
         if found.label_dir is not None:
             gaps.append(self._missing(found.label_dir, names, found.labels, found.kind.suffix))
         if any(gaps):
             reason = ", and ".join(gap for gap in gaps if gap)
-            raise IncompleteDatasetError(f"Dataset '{self.name}' must have {reason}.", records)
-        return records
+            raise IncompleteDatasetError(f"Dataset '{self.name}' must have {reason}.", samples)
+        return samples
 
     def refresh(self, root: str) -> None:
         """Bring the label map in the metadata up to date with the files below ``root``, if any.
 
-        Without it, a map asked for before the records could be that of another kind of files.
+        Without it, a map asked for before the samples could be that of another kind of files.
         """
         if len(self.label_kinds) > 1 and self._find_layout(root) is not None:
             self._publish(self._find(root))
@@ -140,19 +140,19 @@ class SemSegFolder:
             label_map=dict(found.kind.label_map),
         )
 
-    def _records(
+    def _samples(
         self, found: FoundSplit, names: Sequence[str], images: Mapping[str, str]
     ) -> list[dict[str, Any]]:
         short = [os.path.basename(name) for name in names]
         image_ids = short if len(set(short)) == len(short) else names
-        records = []
+        samples = []
         for name, image_id in zip(names, image_ids, strict=True):
-            record = {"file_name": os.path.join(found.image_dir, images[name])}
+            sample = {"file_name": os.path.join(found.image_dir, images[name])}
             if found.label_dir is not None:
                 label = found.labels.get(name, name + found.kind.suffix)
-                record["sem_seg_file_name"] = os.path.join(found.label_dir, label)
-            records.append({**record, "image_id": image_id})
-        return records
+                sample["sem_seg_file_name"] = os.path.join(found.label_dir, label)
+            samples.append({**sample, "image_id": image_id})
+        return samples
 
     def _explain_absence(self, root: str) -> str:
         missing: dict[str, None] = {}
@@ -191,7 +191,7 @@ def register_sem_seg(name: str, load: Callable[[], list[dict[str, Any]]], **meta
 
     Args:
         name: in the catalogs.
-        load: called whenever the dataset is asked for; returns its records.
+        load: called whenever the dataset is asked for; returns its samples.
         metadata: at least ``stuff_classes``, ``stuff_colors`` and ``label_map``.
 
     Raises:

@@ -27,7 +27,7 @@ _PHASES = ("train", "val")
 
 
 class Conversion(NamedTuple):
-    """What :func:`convert_annotations` did."""
+    """Result of :func:`convert_annotations`."""
 
     written: int
     skipped: int  # were there already

@@ -9,7 +9,7 @@ vector per class matches them badly. Two strengths say how much, each 0..1:
   these say next to nothing and only shape and place decide.
 * ``shift``: all classes of an image change together (hue, saturation, value, scale of the
   textures). So colours differ from image to image, but within an image the classes keep their
-  relations to each other and can be told apart as well as before.
+  relations to each other and can be distinguished as well as before.
 
 ``shapes_v0``, ``shapes_v50`` and ``shapes_v100`` are the scenes of an experiment in which only the
 differences between images grow, see :func:`within_class_params`.
@@ -45,13 +45,13 @@ SHAPES_CLASSES = (
 )
 # Strengths of the datasets shapes_v0, shapes_v50 and shapes_v100.
 WITHIN_CLASS_PERCENTS = (0, 50, 100)
-# To be raised whenever the drawing changes, so that folders of images are made anew.
+# To be raised whenever the drawing changes, so that folders of images are drawn again.
 GENERATOR_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class ShapesParams:
-    """What a generated dataset consists of."""
+    """The parts of a generated dataset."""
 
     num_train: int = 200
     num_val: int = 50

@@ -1,4 +1,4 @@
-"""How the shapes dataset draws: colours, textures, outlines, lighting.
+"""Drawing of the shapes dataset: colours, textures, outlines, lighting.
 
 Coordinates are (x, y) in pixels; images are (H, W, 3) float32 RGB, 0..1.
 """

@@ -1,4 +1,4 @@
-"""Where the shapes dataset puts landscape and objects, whatever the looks of the classes."""
+"""Positions of landscape and objects in the shapes dataset, whatever the looks of the classes."""
 
 import numpy as np
 

@@ -30,7 +30,7 @@ def list_records(name: str) -> list[Record]:
     try:
         records = DatasetCatalog.get(name)
     except FileNotFoundError as error:
-        records = getattr(error, "records", None)
+        records = getattr(error, "samples", None)
         if not records:
             raise
     except (AssertionError, KeyError) as error:  # how Detectron2's own loaders complain

@@ -116,7 +116,7 @@ class EfficientAttention(nn.Module):
 
 
 class MixFFN(nn.Module):
-    """Feed-forward network with a depth-wise 3 x 3 convolution, which tells positions apart."""
+    """Feed-forward network with a depth-wise 3 x 3 convolution, which sees positions."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()

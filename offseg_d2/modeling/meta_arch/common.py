@@ -1,4 +1,4 @@
-"""What the meta-architectures share: images of different sizes, one beside the other."""
+"""Images of different sizes in one batch."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""What a model is wrapped in to be evaluated: label maps, or test-time augmentation.
+"""Wrappers for evaluation: label maps, or test-time augmentation.
 
 Test-time augmentation predicts an image at several sizes, each also mirrored, and averages the
 class probabilities. Sizes are relative to the original image, not to the test scale, and images

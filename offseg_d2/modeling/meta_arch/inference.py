@@ -20,7 +20,7 @@ MODES = ("whole", "slide")
 
 @dataclass(frozen=True)
 class InferenceSettings:
-    """How an image goes through the network.
+    """The way of an image through the network: whole or in windows.
 
     Attributes:
         mode: "whole" or "slide".
@@ -160,7 +160,7 @@ def score_bands(
 
 @dataclass(frozen=True)
 class _WindowGrid:
-    """Where the windows of an image lie, in pixels: all pairs of ``tops`` and ``lefts``."""
+    """Positions of the windows of an image, in pixels: all pairs of ``tops`` and ``lefts``."""
 
     tops: list[int]
     lefts: list[int]
@@ -215,7 +215,7 @@ def _merged_windows(windows: Iterator[Scores], grid: _WindowGrid, height: int) -
 
 
 def _counts(origins: list[int], window: int, length: int) -> Tensor:
-    """How many windows lie over each place of one axis."""
+    """Number of windows over each position of one axis."""
     counts = torch.zeros(length)
     for origin in origins:
         counts[origin : origin + window] += 1

@@ -40,7 +40,7 @@ class ScoreBands:
 
 
 class Scores(ABC):
-    """What a network says about one image.
+    """The scores a network gives for one image.
 
     Args:
         num_classes: K.

@@ -55,7 +55,7 @@ class EncoderLayer(nn.Module):
 
         Args:
             pixels: (B, S, C).
-            position: (S, C), added to what the pixels look with, not to what they tell.
+            position: (S, C), added to the queries, not to the values.
             reference_points: (S, 2), the pixels' own places, (x, y) in [0, 1].
             level_sizes: (height, width) of each level in pixels.
 

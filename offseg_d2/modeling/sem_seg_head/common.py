@@ -1,4 +1,4 @@
-"""What the heads share."""
+"""The choice of a backbone's outputs, common to the heads."""
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec

@@ -287,7 +287,7 @@ def test_image_without_label_and_label_without_image_are_named_together(root):
     assert "1 are missing: aachen/aachen_000001_000019_leftImg8bit.png, and 2 files in" in message
     assert message.endswith("1 are missing: aachen/aachen_000002_000019_gtFine_labelIds.png.")
     # What should be there, for tools that check each file.
-    assert [r["image_id"] for r in caught.value.records] == common.names_of("cityscapes", "train")
+    assert [r["image_id"] for r in caught.value.samples] == common.names_of("cityscapes", "train")
 
 
 def test_name_of_another_library_is_not_taken_over():
