@@ -16,6 +16,7 @@ from .label_map import (
     LabelLut,
     build_lut,
     describe_label_map,
+    label_lut_of,
     label_map_of,
     read_label_map,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "datasets",
     "describe_label_map",
     "ensure_registered",
+    "label_lut_of",
     "label_map_of",
     "read_image",
     "read_label_map",

@@ -90,6 +90,11 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     metadata = joint_metadata(cfg.DATASETS.TRAIN)
     _check_classes(cfg, metadata)
     samples = list(itertools.chain.from_iterable(_samples(n) for n in cfg.DATASETS.TRAIN))
+    unlabelled = next((s["file_name"] for s in samples if "sem_seg_file_name" not in s), None)
+    if unlabelled is not None:
+        raise DataFileError(
+            f"`DATASETS.TRAIN` must name data sets with label files, but '{unlabelled}' has none."
+        )
     seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
     sampler = TrainingBatchSampler(
         len(samples),

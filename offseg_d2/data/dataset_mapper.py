@@ -19,9 +19,8 @@ from .image_io import DataFileError, EncodedImage
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,
-    build_lut,
     joint_metadata,
-    label_map_of,
+    label_lut_of,
     read_label_map,
 )
 
@@ -70,7 +69,7 @@ class SemSegDatasetMapper:
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         lut = None
         if is_train:
-            lut = build_lut(label_map_of(joint_metadata(cfg.DATASETS.TRAIN)))
+            lut = label_lut_of(joint_metadata(cfg.DATASETS.TRAIN))
         return {
             "is_train": is_train,
             "augmentations": fuse(build_augmentations(cfg, is_train)),

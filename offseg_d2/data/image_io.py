@@ -4,12 +4,17 @@ Pixels are what OpenCV decodes, EXIF orientation applied, because the published 
 obtained that way; other decoders round differently.
 """
 
+import contextlib
 import io
+import threading
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
+
+from .tiff import ignore_alpha
 
 _FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -19,6 +24,9 @@ _FLAGS = {
 }
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _UPRIGHT = 1  # of EXIF's orientations
+MAX_PIXELS = 1 << 30  # OpenCV's limit, which holds for what Pillow reads as well
+_MAX_BANDS = 4  # of a TIFF file, of which the first three are the colours
+_pillow_limit = threading.Lock()
 
 
 class DataFileError(ValueError):
@@ -47,7 +55,7 @@ class EncodedImage:
         if not self._content.startswith(_JPEG_MAGIC):
             return None
         try:
-            with Image.open(io.BytesIO(self._content)) as image:
+            with open_with_pillow(self._content) as image:
                 upright = image.getexif().get(ExifTags.Base.Orientation, _UPRIGHT) == _UPRIGHT
                 return image.size[::-1] if upright else None
         # Pillow's errors for a broken header; decoding will report what is wrong with it.
@@ -64,9 +72,16 @@ class EncodedImage:
             (H, W, 3) uint8, BGR, 0..255, EXIF orientation applied.
 
         Raises:
-            DataFileError: the file is empty, truncated, far too large or no image.
+            DataFileError: the file is empty, truncated, far too large, has more than four bands,
+                or is no image.
         """
-        encoded = np.frombuffer(self._content, dtype=np.uint8)
+        content, bands = ignore_alpha(self._content)
+        if bands > _MAX_BANDS:
+            raise DataFileError(
+                f"Image file '{self.path}' must have at most {_MAX_BANDS} bands, of them "
+                f"the first three red, green and blue, but has {bands}."
+            )
+        encoded = np.frombuffer(content, dtype=np.uint8)
         # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
         try:
             image = cv2.imdecode(encoded, _FLAGS[reduction]) if encoded.size else None
@@ -96,6 +111,35 @@ def read_image(path: str) -> np.ndarray:
         DataFileError: the file is missing, empty, truncated or no image.
     """
     return EncodedImage(path).decode()
+
+
+@contextlib.contextmanager
+def open_with_pillow(content: bytes) -> Iterator[Image.Image]:
+    """Open an image by Pillow with OpenCV's limit of pixels instead of Pillow's smaller one.
+
+    Args:
+        content: of an image file.
+
+    Yields:
+        the image, not decoded yet; its pixels must be read inside the block.
+
+    Raises:
+        ValueError: it has more than ``MAX_PIXELS`` pixels.
+        OSError, SyntaxError, TypeError: Pillow cannot read it.
+    """
+    with _pillow_limit:  # Pillow compares with its limit when a file is opened
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(io.BytesIO(content))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"an image must have at most {MAX_PIXELS} pixels, but this has "
+                f"{image.width} x {image.height}"
+            )
+        yield image
 
 
 def read_bytes(path: str, kind: str) -> bytes:

@@ -1,12 +1,11 @@
 """Raw label ids -> train ids, by a look-up table while a label file is loaded.
 
-Datasets store labels as single-channel 8-bit PNGs whose values (palette indices, if there is a
-palette) are the dataset's own ids. A *label map* ``{raw id: train id}`` says what each id means;
-train id 255 is ignored, and an id that the map does not hold is an error: silently training on a
-shifted or wrong label file costs days.
+Datasets store labels as PNGs whose values (palette indices, if there is a palette) are the
+dataset's own ids. A *label map* ``{raw id: train id}`` says what each id means; train id 255 is
+ignored, and an id that the map does not hold is an error: silently training on a shifted or wrong
+label file costs days. Masks in the colours of the classes are read where the dataset has a palette.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,10 +14,13 @@ import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
 from PIL import Image, UnidentifiedImageError
 
-from .image_io import DataFileError, read_bytes
+from .image_io import DataFileError, open_with_pillow, read_bytes
 
 IGNORE_LABEL = 255
 _MAX_IDS_SHOWN = 5
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_PNG_BITS, _PNG_COLOR_TYPE = 24, 25  # positions in the file
+_TIFF_BITS = 258  # tag BitsPerSample
 
 
 class LabelLut(NamedTuple):
@@ -26,10 +28,17 @@ class LabelLut(NamedTuple):
 
     values: np.ndarray  # (256,) uint8: train id of each raw id
     valid: np.ndarray  # (256,) bool: whether the label map holds the raw id
+    colors: np.ndarray | None = None  # (K, 3) uint8 RGB of the classes, if masks may have them
 
 
-def build_lut(label_map: Mapping[int, int]) -> LabelLut:
+def build_lut(
+    label_map: Mapping[int, int], colors: Sequence[Sequence[int]] | None = None
+) -> LabelLut:
     """Turn ``{raw id: train id}`` into a table; raw ids that are absent become invalid.
+
+    Args:
+        label_map: both ids in 0..255.
+        colors: RGB of each class by train id, for masks that hold colours; None refuses those.
 
     Raises:
         ValueError: an id is no integer in 0..255.
@@ -45,14 +54,24 @@ def build_lut(label_map: Mapping[int, int]) -> LabelLut:
                 )
         values[raw_id] = train_id
         valid[raw_id] = True
-    return LabelLut(values, valid)
+    return LabelLut(values, valid, None if colors is None else np.array(colors, dtype=np.uint8))
+
+
+def label_lut_of(metadata: Metadata) -> LabelLut:
+    """Build the table of a dataset: its label map, and its palette if one was given.
+
+    Raises:
+        ValueError: the metadata has no ``stuff_classes``.
+    """
+    return build_lut(label_map_of(metadata), metadata.get("label_colors"))
 
 
 def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.ndarray:
     """Read a label file and map its raw ids to train ids.
 
     Args:
-        path: single-channel 8-bit image file, opened through iopath's PathManager.
+        path: image file of class ids in one channel or in equal ones, of 1 to 16 bits; or in the
+            colours of the table. Opened through iopath's PathManager.
         label_map: ``{raw id: train id}``, or its table if many files are read.
 
     Returns:
@@ -62,13 +81,63 @@ def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.nda
         DataFileError: the file is unreadable, of another format, or holds an unmapped id.
     """
     lut = label_map if isinstance(label_map, LabelLut) else build_lut(label_map)
-    raw = read_raw_labels(path)
+    raw, palette = _read_samples(path)
+    if raw.ndim == 3:
+        return _ids_of_colors(path, raw, lut)
+    if palette is not None and _palette_decides(raw, palette, lut):
+        return _ids_of_colors(path, palette[raw], lut)
     # Ids that are not in the map become one that nothing is mapped to, which is quick to look for.
     mark = np.argmin(np.bincount(lut.values[lut.valid], minlength=256)).astype(np.uint8)
     train_ids = cv2.LUT(raw, np.where(lut.valid, lut.values, mark))
     if not lut.valid.all() and (train_ids == mark).any():
         raise DataFileError(_unknown_ids(path, raw, lut))
     return train_ids
+
+
+def _palette_decides(raw: np.ndarray, palette: np.ndarray, lut: LabelLut) -> bool:
+    """True if an indexed mask has the classes' colours in another order than the classes."""
+    if lut.colors is None:
+        return False
+    used = np.flatnonzero(count_ids(raw))
+    by_color = [_class_of_color(palette[index], lut.colors) for index in used]
+    by_index = [int(lut.values[index]) if lut.valid[index] else -1 for index in used]
+    return all(class_id >= 0 for class_id in by_color) and by_color != by_index
+
+
+def _class_of_color(color: np.ndarray, colors: np.ndarray) -> int:
+    same = np.flatnonzero((colors == color).all(axis=1))
+    return int(same[0]) if len(same) else -1
+
+
+def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) train ids."""
+    if lut.colors is None:
+        raise DataFileError(
+            f"Label file '{path}' must hold class ids in one channel, but holds colours; give the "
+            f"dataset a 'palette' in its classes.json to have them read."
+        )
+    codes = _color_codes(image)
+    train_ids = np.full(codes.shape, IGNORE_LABEL, dtype=np.uint8)
+    unknown = np.ones(codes.shape, dtype=bool)
+    for class_id, code in reversed(list(enumerate(_color_codes(lut.colors)))):
+        is_class = codes == code
+        train_ids[is_class] = class_id
+        unknown &= ~is_class
+    if unknown.any():
+        found, counts = np.unique(codes[unknown], return_counts=True)
+        color = [int(found[0]) >> shift & 255 for shift in (16, 8, 0)]
+        more = f" and {len(found) - 1} more such colours" if len(found) > 1 else ""
+        raise DataFileError(
+            f"Label file '{path}' must hold colours of the dataset's palette only, but holds "
+            f"{color} in {counts[0]} pixels{more}."
+        )
+    return train_ids
+
+
+def _color_codes(colors: np.ndarray) -> np.ndarray:
+    """(..., 3) uint8 -> (...) int32, one number for each colour."""
+    red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _unknown_ids(path: str, raw: np.ndarray, lut: LabelLut) -> str:
@@ -92,29 +161,72 @@ def count_ids(labels: np.ndarray) -> np.ndarray:
 def read_raw_labels(path: str) -> np.ndarray:
     """Return the stored values of a label file as (H, W) uint8: palette indices, not colours.
 
-    Read with Pillow: OpenCV would turn a palette into colours.
-
     Raises:
-        DataFileError: the file is unreadable or not single-channel 8-bit.
+        DataFileError: the file is unreadable or has several different channels.
+    """
+    raw, _ = _read_samples(path)
+    if raw.ndim == 3:
+        raise DataFileError(
+            f"Label file '{path}' must hold class ids in one channel, but holds colours."
+        )
+    return raw
+
+
+def _read_samples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Stored values (H, W), or colours (H, W, 3), as uint8; and the palette (256, 3) if any.
+
+    Read with Pillow: OpenCV would turn a palette into colours.
     """
     encoded = read_bytes(path, "Label")
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            mode = image.mode
-            raw = np.array(image, dtype=np.uint8) if mode in ("L", "P") else None
+        with open_with_pillow(encoded) as image:
+            stored = np.array(image)
+            mode, factor = image.mode, _grey_factor(encoded, image)
+            palette = np.zeros((256, 3), dtype=np.uint8) if mode == "P" else None
+            if palette is not None:
+                colors = np.array(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+                palette[: len(colors)] = colors
     except UnidentifiedImageError:  # whose message names a memory address, not the file
         raise DataFileError(
             f"Label file '{path}' cannot be decoded: its format is not known to Pillow."
         ) from None
     # Pillow reports broken files as OSError, SyntaxError or ValueError, depending on the format.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataFileError(f"Label file '{path}' cannot be decoded: {error}.") from error
-    if raw is None:
+    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+        reason = str(error) or "it is too large for this machine's memory"
+        raise DataFileError(f"Label file '{path}' cannot be decoded: {reason}.") from error
+    return _to_bytes(path, stored, mode) // factor, palette
+
+
+def _grey_factor(encoded: bytes, image: Image.Image) -> int:
+    """Factor by which Pillow spreads grey values of less than 8 bits over 0..255; 1 for others."""
+    bits = 8
+    if encoded.startswith(_PNG_MAGIC) and encoded[_PNG_COLOR_TYPE] == 0:
+        bits = encoded[_PNG_BITS]
+    elif image.format == "TIFF":
+        bits = image.tag_v2.get(_TIFF_BITS, (8,))[0]
+    return 255 // (2**bits - 1) if image.mode == "L" and bits in (2, 4) else 1
+
+
+def _to_bytes(path: str, stored: np.ndarray, mode: str) -> np.ndarray:
+    """(H, W) uint8 if the file holds one channel or equal ones, else (H, W, 3) uint8."""
+    if mode in ("LA", "RGBA"):  # the last channel is opacity
+        stored = stored[..., :-1]
+    if stored.ndim == 3:
+        if mode not in ("LA", "RGB", "RGBA"):
+            raise DataFileError(
+                f"Label file '{path}' must hold class ids in one channel, or red, green and blue, "
+                f"but has mode '{mode}'."
+            )
+        equal = (stored == stored[..., :1]).all()
+        return np.ascontiguousarray(stored[..., 0]) if equal else np.ascontiguousarray(stored)
+    if stored.dtype.kind not in "bui":
+        raise DataFileError(f"Label file '{path}' must hold whole numbers, but has mode '{mode}'.")
+    if stored.size and not 0 <= stored.min() <= stored.max() <= 255:
         raise DataFileError(
-            f"Label file '{path}' must be a single-channel 8-bit image "
-            f"(Pillow mode 'L' or 'P'), but has mode '{mode}'."
+            f"Label file '{path}' must hold ids in 0..255, but holds {stored.min()} to "
+            f"{stored.max()}."
         )
-    return raw
+    return stored.astype(np.uint8, copy=False)
 
 
 def classes_of(metadata: Metadata) -> list[str]:
@@ -159,9 +271,9 @@ def joint_metadata(dataset_names: Sequence[str]) -> Metadata:
     if not dataset_names:
         raise ValueError("`DATASETS.TRAIN` must name at least one dataset, but is empty.")
     first, *others = (MetadataCatalog.get(name) for name in dataset_names)
-    expected = (classes_of(first), label_map_of(first))
+    expected = (classes_of(first), label_map_of(first), first.get("label_colors"))
     for other in others:
-        if (classes_of(other), label_map_of(other)) != expected:
+        if (classes_of(other), label_map_of(other), other.get("label_colors")) != expected:
             raise ValueError(
                 f"`DATASETS.TRAIN` must name datasets with the same classes and label map, "
                 f"but '{other.name}' differs from '{first.name}'."

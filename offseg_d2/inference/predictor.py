@@ -27,6 +27,7 @@ from offseg_d2.modeling import (
     build_evaluation_model,
     build_model,
 )
+from offseg_d2.utils.io import is_system_entry, list_folder
 from offseg_d2.visualization.classes import to_labels
 
 logger = logging.getLogger(__name__)
@@ -174,12 +175,16 @@ def find_images(inputs: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
     suffixes = IMAGE_SUFFIXES + also
     for name in inputs:
         if PathManager.isdir(name):
-            entries = (os.path.join(name, entry) for entry in PathManager.ls(name))
+            entries = (os.path.join(name, entry) for entry in list_folder(name))
             matches = [path for path in entries if path.lower().endswith(suffixes)]
         elif PathManager.isfile(name):
             matches = [name]
         else:
-            matches = [path for path in glob.glob(name, recursive=True) if os.path.isfile(path)]
+            matches = [
+                path
+                for path in glob.glob(name, recursive=True)
+                if os.path.isfile(path) and not is_system_entry(path)
+            ]
         if not matches:
             raise ValueError(
                 f"`--input` must name images, folders of images or patterns of such, "

@@ -10,6 +10,33 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 
 _PREFIX = ".tmp-offseg_d2-"
+# Entries that systems and programs leave beside a user's files, besides hidden ones.
+_SYSTEM_ENTRIES = {
+    "__MACOSX",
+    "@eaDir",
+    "@Recycle",
+    "#recycle",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+    "Thumbs.db",
+    "desktop.ini",
+    "lost+found",
+}
+
+
+def list_folder(path: str) -> list[str]:
+    """Names in a folder, without hidden ones and those of the system (``Thumbs.db``, ...).
+
+    Raises:
+        OSError: it is no folder that can be read.
+    """
+    return [name for name in PathManager.ls(path) if not is_system_entry(name)]
+
+
+def is_system_entry(path: str) -> bool:
+    """True for a file or folder that is hidden, or left there by a system or program."""
+    name = os.path.basename(path)
+    return name.startswith(".") or name in _SYSTEM_ENTRIES
 
 
 def write_atomically(path: str, content: bytes | Callable[[BinaryIO], Any]) -> None:

@@ -19,9 +19,8 @@ from offseg_d2.data import (
     DataFileError,
     SemSegDatasetMapper,
     adapt_to_folders,
-    build_lut,
     build_train_loader,
-    label_map_of,
+    label_lut_of,
 )
 from offseg_d2.data.inspection import file_stem
 from offseg_d2.utils.io import write_picture
@@ -88,7 +87,7 @@ class GroundTruthArtist:
 
     def __init__(self, metadata: Metadata, opacity: float = 0.5) -> None:
         self.metadata, self.opacity = metadata, opacity
-        lut = build_lut(label_map_of(metadata))
+        lut = label_lut_of(metadata)
         self.read = SemSegDatasetMapper(is_train=True, augmentations=[], label_lut=lut)
 
     def draw(self, sample: Sample) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The file that says which classes a user's own dataset has: ``classes.txt`` or ``classes.json``.
 
 ``classes.txt`` holds one name a line; the first line names the value 0 of the label files, the
-second the value 1, and so on. The value 255 is ignored.
+second the value 1, and so on. The value 255 is ignored unless ``label_map`` makes it a class.
 
 ``classes.json`` holds a list of such names, or an object with
 
 - ``classes``: the names, by train id (required);
-- ``palette``: a colour [red, green, blue], 0..255, for each class;
+- ``palette``: a colour [red, green, blue], 0..255, for each class; label files may hold these;
 - ``ignore_label``: a value of the label files, or a list of values, to ignore besides 255;
 - ``reduce_zero_label``: true if the first class is stored as 1, the second as 2, and so on, and 0
   is to be ignored; not together with ``label_map``;
@@ -35,6 +35,7 @@ class ClassTable(NamedTuple):
 
     classes: list[tuple[str, list[int]]]  # name and RGB colour, by train id
     label_map: dict[int, int]  # value in the label files -> train id; 255 is ignored
+    has_palette: bool  # the colours were given, so that masks may hold them
 
 
 def find_class_file(root: str) -> str:
@@ -82,7 +83,8 @@ def class_table(content: Mapping[str, Any], where: str) -> ClassTable:
         ValueError: an entry cannot be used.
     """
     names = _names(content.get("classes"), where)
-    colors = content.get("palette", content.get("colors")) or distinct_colors(len(names))
+    given = content.get("palette", content.get("colors"))
+    colors = given or distinct_colors(len(names))
     is_list = isinstance(colors, list | tuple) and len(colors) == len(names)
     if not is_list or not all(_is_color(color) for color in colors):
         raise ValueError(
@@ -90,7 +92,8 @@ def class_table(content: Mapping[str, Any], where: str) -> ClassTable:
             f"0..255 in 'palette', but gives {colors!r}."
         )
     label_map = _label_map(content, len(names), where)
-    return ClassTable(list(zip(names, [list(c) for c in colors], strict=True)), label_map)
+    classes = list(zip(names, [list(c) for c in colors], strict=True))
+    return ClassTable(classes, label_map, has_palette=bool(given))
 
 
 def _names(names: Any, where: str) -> list[str]:
@@ -145,7 +148,7 @@ def _label_map(content: Mapping[str, Any], num_classes: int, where: str) -> dict
                 f"'label_map' if the classes are stored as other values."
             )
         label_map[value] = _IGNORED
-    return {**label_map, _IGNORED: _IGNORED}
+    return {_IGNORED: _IGNORED, **label_map}
 
 
 def _given_label_map(given: Any, num_classes: int, where: str) -> dict[int, int]:

@@ -5,6 +5,7 @@ downloaded, or as some tool has converted them). Both are decided by what lies o
 the data is asked for: the root is an environment variable, and nothing is read on import.
 """
 
+import codecs
 import dataclasses
 import functools
 import os
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
+
+from offseg_d2.utils.io import list_folder
 
 _MAX_NAMES_SHOWN = 5
 
@@ -170,8 +173,9 @@ class SemSegFolder:
         )
 
     def _read_list(self, path: str) -> list[str]:
-        with PathManager.open(path) as file:
-            return [line.strip() for line in file if line.strip()]
+        with PathManager.open(path, "rb") as file:
+            text = _decode(file.read(), path)
+        return [line.strip() for line in text.splitlines() if line.strip()]
 
     @staticmethod
     def _missing(
@@ -268,16 +272,27 @@ def _files_by_suffix(folder: str, suffixes: Sequence[str]) -> dict[str, dict[str
     return found
 
 
+def _decode(content: bytes, path: str) -> str:
+    """Text of a list, as editors of all systems save it.
+
+    Raises:
+        ValueError: it is neither UTF-8 nor marked as UTF-16; names the file.
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"List file '{path}' must be UTF-8 text, but is not: {error}.") from None
+
+
 def _walk(folder: str, suffixes: tuple[str, ...], below: str = "") -> list[str]:
-    """Files in ``folder`` and folders in it, relative to it; hidden ones are left out.
+    """Files in ``folder`` and folders in it, relative to it; see :func:`list_folder`.
 
     What ends with one of the suffixes (lower case) is taken for a file.
     """
     files = []
-    for entry in PathManager.ls(os.path.join(folder, below)):
+    for entry in list_folder(os.path.join(folder, below)):
         path = os.path.join(below, entry)
-        if entry.startswith("."):
-            continue
         # To ask of each of 100 000 files whether it is a folder would take seconds.
         is_wanted = entry.lower().endswith(suffixes)
         if not is_wanted and PathManager.isdir(os.path.join(folder, path)):

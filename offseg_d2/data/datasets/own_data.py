@@ -19,6 +19,8 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
+from offseg_d2.utils.io import list_folder
+
 from .class_file import ClassTable, class_table, find_class_file, read_class_file
 from .folder import LabelKind, Layout, SemSegFolder, register_split
 
@@ -177,7 +179,7 @@ def _splits(root: str) -> list[str]:
     if not PathManager.isdir(root):
         raise FileNotFoundError(f"Dataset folder '{root}' must exist, but there is none.")
     images = os.path.join(root, _IMAGES)
-    entries = PathManager.ls(images) if PathManager.isdir(images) else []
+    entries = list_folder(images) if PathManager.isdir(images) else []
     return sorted(e for e in entries if PathManager.isdir(os.path.join(images, e)))
 
 
@@ -190,19 +192,26 @@ def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
 
 
 def _register(name: str, root: str, split: str, table: ClassTable) -> None:
-    if not PathManager.isdir(os.path.join(root, _LABELS, split)):
-        raise FileNotFoundError(
-            f"Dataset '{name}' must have its label files in '{root}/{_LABELS}/{split}', but there "
-            f"is no such folder."
+    labels: str | None = f"{_LABELS}/{split}"
+    if not PathManager.isdir(os.path.join(root, labels)):
+        logger.info(
+            f"'{name}' has no folder '{root}/{labels}': it can be predicted, not trained on or "
+            f"evaluated."
         )
+        labels = None
     folder = SemSegFolder(
         name,
-        [Layout(root, f"{_IMAGES}/{split}", f"{_LABELS}/{split}")],
+        [Layout(root, f"{_IMAGES}/{split}", labels)],
         [LabelKind(".png", table.label_map)],
         image_suffixes=IMAGE_SUFFIXES,
     )
     register_split(folder, table.classes, find_root=_no_root)
-    MetadataCatalog.get(name).folder_root = root
+    metadata = MetadataCatalog.get(name)
+    metadata.folder_root = root
+    # What an earlier registration by this name may have set.
+    vars(metadata).pop("label_colors", None)
+    if table.has_palette:
+        metadata.label_colors = [color for _, color in table.classes]
 
 
 def _no_root() -> str:

@@ -185,10 +185,6 @@ def test_colons_in_the_path_are_part_of_it(tmp_path):
             r"images in '.*pets/images/train'.*splits there: training, val\.",
         ),
         (
-            lambda root: (root / "annotations/train").rename(root / "labels"),
-            r"label files in '.*pets/annotations/train'",
-        ),
-        (
             lambda root: (root / "classes.txt").unlink(),
             r"must hold 'classes\.txt' \(one name a line\) or 'classes\.json'",
         ),
