@@ -30,7 +30,7 @@ from offseg_d2.utils.io import remove_temporary_files, write_atomically
 from .conversion import convert_for_model
 from .run_folder import (
     PERIODIC_NAME,
-    RESUMABLE_NAME,
+    resumable_checkpoints,
     set_aside_old_run,
     tag_last_checkpoint,
 )
@@ -163,7 +163,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             CheckpointError: if all are damaged, or if one is readable but incomplete or does not
                 fit the model.
         """
-        paths = self._paths_to_resume_from()
+        paths = resumable_checkpoints(self.save_dir)
         data = None
         for path in paths:
             try:
@@ -183,23 +183,6 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f" in `{self.save_dir}`; is it a directory that all machines share?"
             )
         return None if data is None else self._restore(path, data)
-
-    def _paths_to_resume_from(self) -> list[str]:
-        """Checkpoints of the run: the one that ``last_checkpoint`` names, then newest first."""
-        if not os.path.isdir(self.save_dir):
-            return []
-        last = self.get_checkpoint_file()
-        if last and not os.path.basename(last):  # a new run has begun and saved nothing yet
-            return []
-        entries = os.scandir(self.save_dir)
-        files = [entry for entry in entries if RESUMABLE_NAME.fullmatch(entry.name)]
-        files.sort(key=lambda entry: (entry.stat().st_mtime_ns, entry.name), reverse=True)
-        paths = [os.path.join(self.save_dir, entry.name) for entry in files]
-        if last and not os.path.isfile(last):
-            self.logger.warning("Checkpoint %s, named by last_checkpoint, does not exist.", last)
-        elif last:
-            paths = [last, *(path for path in paths if path != last)]
-        return paths
 
     def _restore(self, path: str, data: dict[str, Any]) -> dict[str, Any]:
         required = ["model", "iteration", *self.checkpointables]

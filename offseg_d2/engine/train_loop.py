@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from offseg_d2.config import ConfigError
 from offseg_d2.data import DataFileError
 from offseg_d2.solver import GradientClipper
 
@@ -95,7 +96,7 @@ class TrainLoop(TrainerBase):
                     self.run_step()
                     self.after_step()
                 self.iter = max_iter  # by which `after_train` sees that nothing failed
-            except (FloatingPointError, DataFileError) as error:
+            except (FloatingPointError, DataFileError, ConfigError) as error:
                 logger.error("Training stopped in iteration %d: %s", self.iter, error)
                 raise
             except Exception:
@@ -143,10 +144,21 @@ class TrainLoop(TrainerBase):
             with torch.autocast(
                 self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
             ):
-                losses = self.model(batch)
+                losses = self._losses(batch)
             total = sum(losses.values()) / self.accumulation_steps
             self.grad_scaler.scale(total).backward()
         return {name: loss.detach().float() for name, loss in losses.items()}
+
+    def _losses(self, batch: Batch) -> dict[str, Tensor]:
+        try:
+            return self.model(batch)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise ConfigError(
+                "`INPUT.CROP.SIZE` and `SOLVER.IMS_PER_BATCH` must leave each batch norm more than "
+                f"one value per channel in a process, but do not ({error})."
+            ) from None
 
     def _check_losses(
         self, losses: list[dict[str, Tensor]], batches: list[Batch]

@@ -35,6 +35,7 @@ from .evaluation import build_evaluator
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
 from .progress import OffsetLengthHook, ValidationPictures
+from .run_lock import RunLock
 from .sampler_state import check_sampler, sampler_state
 from .stopping import StopOnSignalHook
 from .train_loop import Batch, GradScalerState, TrainLoop
@@ -97,6 +98,7 @@ class Trainer(TrainLoop):
         draws = cfg.DATASETS.TEST and cfg.TEST.SEM_SEG.NUM_PICTURES > 0
         self._pictures = ValidationPictures(cfg) if draws else None
         self._last_saved = ""
+        self._resumes = False
         self.register_hooks(self.build_hooks())
 
     # ------------------------------------------------------------------ parts, to be overridden
@@ -180,6 +182,8 @@ class Trainer(TrainLoop):
         """
         self.checkpointer.clean_temporary_files()
         resume = resume or restarts(os.environ) > 0
+        self._resumes = resume
+        settings = solver.read_settings(self.optimizer)
         data = self.checkpointer.resume() if resume else None
         if data is None:
             if resume:
@@ -189,6 +193,8 @@ class Trainer(TrainLoop):
                 self.average.restart()
             return
         self.start_iter = data["iteration"] + 1
+        for change in solver.restore_settings(self.optimizer, self.scheduler, settings):
+            logger.warning("The configuration changes the stored optimizer: %s", change)
         check_sampler(self.cfg, data)
         # The run's own seed, so that data and random numbers go on as they would have.
         self.seed = data.get("seed", self.seed)
@@ -204,7 +210,8 @@ class Trainer(TrainLoop):
             results of the last evaluation, as :meth:`test` returns them.
         """
         self._check_test_sets()
-        if self.start_iter == 0:
+        lock = RunLock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else None
+        if self.start_iter == 0 and not self._resumes:
             comm.synchronize()  # all have loaded their weights, perhaps from the old run
             self.checkpointer.set_aside_old_run()
         if self.start_iter < self.max_iter:
@@ -213,7 +220,11 @@ class Trainer(TrainLoop):
                 self.data_loader = _with_int64_labels(self.data_loader)
         else:
             logger.info("Training is complete already: %d iterations are done.", self.start_iter)
-        super().train(self.start_iter, self.max_iter)
+        try:
+            super().train(self.start_iter, self.max_iter)
+        finally:
+            if lock:
+                lock.release()
         return self.last_results
 
     def _check_test_sets(self) -> None:

@@ -7,6 +7,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model as build_meta_architecture
 from torch import nn
 
+from offseg_d2.config import ConfigError
+
 logger = logging.getLogger(__name__)
 
 
@@ -22,8 +24,24 @@ def available_device(name: str) -> str:
     """``name``, or "cpu" with a warning where it asks for CUDA and there is none.
 
     Detectron2 stops with torch's error instead; here the same command runs on any machine.
+
+    Raises:
+        ConfigError: it names no device that PyTorch has here.
     """
-    if not name.startswith("cuda") or torch.cuda.is_available():
-        return name
-    logger.warning("`MODEL.DEVICE` is %r, but CUDA is not available: using the CPU.", name)
-    return "cpu"
+    kind, _, index = name.partition(":")
+    is_known = kind in ("cpu", "cuda", "mps") and (not index or index.isdecimal())
+    number = torch.cuda.device_count() if kind == "cuda" else 1
+    if not is_known or (kind == "mps" and not torch.backends.mps.is_available()):
+        raise ConfigError(
+            f"`MODEL.DEVICE` must be 'cpu', 'cuda', 'cuda:N', or 'mps' where there is one, but is "
+            f"{name!r}."
+        )
+    if kind == "cuda" and not torch.cuda.is_available():
+        logger.warning("`MODEL.DEVICE` is %r, but CUDA is not available: using the CPU.", name)
+        return "cpu"
+    if index and int(index) >= number:
+        raise ConfigError(
+            f"`MODEL.DEVICE` must name one of the {number} devices of this machine, numbered from "
+            f"0, but is {name!r}."
+        )
+    return name

@@ -13,6 +13,7 @@ from .param_groups import (
     rules_for_backbone,
     rules_of,
 )
+from .settings import read_settings, restore_settings
 
 __all__ = [
     "DEFAULT_RULES",
@@ -29,6 +30,8 @@ __all__ = [
     "linear_warmup_factor",
     "norm_parameter_names",
     "poly_factor",
+    "read_settings",
+    "restore_settings",
     "rules_for_backbone",
     "rules_of",
     "warmup_poly_factor",

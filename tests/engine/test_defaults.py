@@ -37,6 +37,7 @@ def test_cpu_takes_the_place_of_absent_cuda_with_a_warning(monkeypatch, caplog):
     assert available_device("cuda:1") == "cpu"
     assert "using the CPU" in caplog.text
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert available_device("cuda:1") == "cuda:1"
 
 
@@ -50,9 +51,18 @@ def test_cpu_takes_the_place_of_absent_cuda_with_a_warning(monkeypatch, caplog):
         (True, "float16", "cpu", torch.bfloat16),
     ],
 )
-def test_precision_is_chosen_by_key_and_device(enabled, name, device, expected):
+def test_precision_is_chosen_by_key_and_device(monkeypatch, enabled, name, device, expected):
+    monkeypatch.setattr(engine_defaults, "bfloat16_gain", lambda: 1.5)
     cfg = make_cfg("SOLVER.AMP.ENABLED", enabled, "SOLVER.AMP.DTYPE", name)
     assert autocast_dtype(cfg, torch.device(device)) is expected
+
+
+def test_processor_without_units_for_bfloat16_trains_in_float32(monkeypatch, caplog):
+    monkeypatch.setattr(engine_defaults, "bfloat16_gain", lambda: 0.15)
+    cfg = make_cfg("SOLVER.AMP.ENABLED", True, "SOLVER.AMP.DTYPE", "bfloat16")
+    assert autocast_dtype(cfg, torch.device("cpu")) is None
+    assert "0.1 times as fast" in caplog.text and "training in float32" in caplog.text
+    assert autocast_dtype(cfg, torch.device("cuda")) is torch.bfloat16
 
 
 @pytest.mark.parametrize(
