@@ -1,6 +1,7 @@
 """The configuration: every key of the project, and how one is loaded."""
 
 from .defaults import add_offseg_config
-from .load import ConfigError, load_config, load_config_text
+from .errors import ConfigError
+from .load import load_config, load_config_text
 
 __all__ = ["ConfigError", "add_offseg_config", "load_config", "load_config_text"]

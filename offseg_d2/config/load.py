@@ -5,16 +5,12 @@ import difflib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
-from detectron2.utils.file_io import PathManager
 
 from .defaults import add_offseg_config
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; its message is one sentence for the user."""
+from .errors import ConfigError
+from .yaml_chain import parse_yaml, read_yaml_chain
 
 
 def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
@@ -32,7 +28,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         ConfigError: for an absent or malformed file, an unknown key (naming the nearest ones) or
             a value of the wrong type.
     """
-    loaded = _read_yaml(config_file) if config_file else {}
+    loaded = read_yaml_chain(config_file) if config_file else {}
     return _build(loaded, f" of {config_file}", opts)
 
 
@@ -47,13 +43,11 @@ def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
     Raises:
         ConfigError: as :func:`load_config`.
     """
-    try:
-        loaded = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split()).rstrip(".")
-        raise ConfigError(f"The configuration in {source} is not plain YAML: {reason}.") from None
+    loaded = parse_yaml(text, f"The configuration in {source}")
     if not isinstance(loaded, dict):
-        raise ConfigError(f"The configuration in {source} must be a mapping, but is {loaded!r}.")
+        raise ConfigError(
+            f"The configuration in {source} must be a mapping, but is {repr(loaded)[:100]}."
+        )
     return _build(loaded, f" in {source}", opts)
 
 
@@ -66,26 +60,6 @@ def _build(loaded: dict[str, Any], where: str, opts: Sequence[str]) -> CN:
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         _set(cfg, key, value, " on the command line")
     return cfg
-
-
-def _read_yaml(config_file: str) -> dict[str, Any]:
-    if not PathManager.isfile(config_file):
-        raise ConfigError(f"The configuration file {config_file} does not exist.")
-    try:
-        # Detectron2's own merge_from_file falls back to a loader that executes Python tags.
-        loaded = CN.load_yaml_with_base(config_file, allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise ConfigError(f"`_BASE_` of {config_file} names an absent file: {error}.") from None
-    except OSError as error:
-        raise ConfigError(f"{config_file} cannot be read: {error}.") from None
-    except RecursionError:
-        raise ConfigError(f"`_BASE_` of {config_file} leads back to the file itself.") from None
-    except (yaml.YAMLError, UnicodeError, AttributeError, TypeError, AssertionError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")  # PyYAML's are of several lines
-        raise ConfigError(f"{config_file} is not a plain YAML configuration: {reason}.") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{config_file} must hold a mapping of keys, but holds {loaded!r}.")
-    return loaded
 
 
 def _merge(cfg: CN, loaded: dict[str, Any], where: str) -> None:

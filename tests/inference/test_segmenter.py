@@ -105,7 +105,7 @@ def test_configuration_of_a_checkpoint_is_plain_yaml(checkpoint, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     content["cfg"] = "!!python/object/apply:os.system ['true']"
     torch.save(content, tmp_path / "bad.pth")
-    with pytest.raises(ConfigError, match="is not plain YAML"):
+    with pytest.raises(ConfigError, match="is not a plain YAML configuration"):
         Segmenter.from_checkpoint(str(tmp_path / "bad.pth"))
 
 
