@@ -198,7 +198,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         for key, checkpointable in self.checkpointables.items():
             try:
                 checkpointable.load_state_dict(data.pop(key))
-            except (KeyError, ValueError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"Checkpoint file `{path}` must be of this configuration to be resumed from, "
                     f"but its entry `{key}` does not fit: {error}."
@@ -255,7 +255,14 @@ class SafeCheckpointer(DetectionCheckpointer):
 
     def _averages_of(self, data: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Averaged weights of a checkpoint, if they are wanted and there are some."""
-        averages = data["ema"]["averages"] if self.prefer_average and "ema" in data else {}
+        if not self.prefer_average or "ema" not in data:
+            return {}
+        averages = data["ema"].get("averages") if isinstance(data["ema"], Mapping) else None
+        if not isinstance(averages, Mapping):
+            raise CheckpointError(
+                f"Checkpoint file `{self._path}` must hold averaged weights by name in its entry "
+                "`ema`, but does not."
+            )
         if averages:
             self.logger.info("Taking the moving average of the weights")
         return averages

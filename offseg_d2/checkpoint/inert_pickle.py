@@ -9,7 +9,7 @@ other name is refused. What was noted of numpy arrays becomes arrays afterwards,
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -174,14 +174,21 @@ class InertUnpickler(pickle.Unpickler):
         return NUMPY_GLOBALS[full_name]
 
 
-def load_inert_pickle(file: BinaryIO) -> Any:
+def load_inert_pickle(file: BinaryIO, check: Callable[[Any], None] | None = None) -> Any:
     """Read a pickle of containers, numbers, text and numpy arrays.
+
+    Args:
+        file: at the pickle.
+        check: called with what was read, before containers are copied and arrays are made.
 
     Raises:
         RefusedGlobalError: if it names anything else.
         pickle.UnpicklingError, EOFError: if it is damaged.
     """
-    return to_plain(InertUnpickler(file, encoding="latin1").load())
+    data = InertUnpickler(file, encoding="latin1").load()
+    if check is not None:
+        check(data)
+    return to_plain(data)
 
 
 def to_plain(value: Any) -> Any:

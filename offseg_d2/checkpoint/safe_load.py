@@ -19,12 +19,14 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from detectron2.utils.file_io import PathManager
 
 from .inert_pickle import MMENGINE_GLOBALS, RefusedGlobalError, load_inert_pickle, to_plain
+from .limits import LimitError, check_archive, check_pickle, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ _DAMAGE_ERRORS = (
     EOFError,
     IndexError,
     KeyError,
+    MemoryError,
     OverflowError,
     RuntimeError,
     TypeError,
@@ -80,14 +83,18 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such file.
         CorruptCheckpointError: if it is truncated, damaged or no checkpoint.
-        UnsafeCheckpointError: if it names a function or class outside the allowed ones.
+        UnsafeCheckpointError: if it names a function or class outside the allowed ones, or would
+            need far more memory than its size.
     """
     local_path = PathManager.get_local_path(path)
     if not os.path.isfile(local_path):
         raise FileNotFoundError(f"Checkpoint file `{path}` does not exist.")
     if os.path.getsize(local_path) == 0:
         raise CorruptCheckpointError(f"Checkpoint file `{path}` is empty.")
-    data = _reader_for(path, local_path)(path, local_path)
+    try:
+        data = _reader_for(path, local_path)(path, local_path)
+    except LimitError as error:
+        raise UnsafeCheckpointError(f"Checkpoint file `{path}` is refused: {error}.") from None
     if not isinstance(data, dict):
         raise CorruptCheckpointError(
             f"Checkpoint file `{path}` must hold a dictionary, but holds a {type(data).__name__}."
@@ -106,11 +113,13 @@ def _reader_for(path: str, local_path: str) -> Callable[[str, str], Any]:
 def _load_torch(path: str, local_path: str) -> Any:
     _check_archive(path, local_path)
     try:
-        return torch.load(local_path, map_location="cpu", weights_only=True)
+        data = torch.load(local_path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         return _load_mmengine(path, local_path)
     except _DAMAGE_ERRORS as error:
         raise _corrupt(path, error) from error
+    check_values(data, os.path.getsize(local_path))
+    return data
 
 
 def _load_mmengine(path: str, local_path: str) -> Any:
@@ -121,6 +130,7 @@ def _load_mmengine(path: str, local_path: str) -> Any:
             data = torch.load(local_path, map_location="cpu", weights_only=True)
         if isinstance(data, dict):
             data = {key: data[key] for key in _EXTERNAL_ENTRIES if key in data}
+        check_values(data, os.path.getsize(local_path))
         return to_plain(data)
     except pickle.UnpicklingError as error:
         refused = _refused_names(local_path, error)
@@ -134,7 +144,10 @@ def _load_mmengine(path: str, local_path: str) -> Any:
 def _load_pickle(path: str, local_path: str) -> Any:
     try:
         with open(local_path, "rb") as file:
-            return load_inert_pickle(file)
+            check_pickle(file)
+            return load_inert_pickle(
+                file, check=partial(check_values, size=os.path.getsize(local_path))
+            )
     except RefusedGlobalError as error:
         raise _unsafe(path, [error.name]) from error
     except (pickle.UnpicklingError, *_DAMAGE_ERRORS) as error:
@@ -150,6 +163,10 @@ def _load_safetensors(path: str, local_path: str) -> Any:
             f"Checkpoint file `{path}` needs the package safetensors: pip install safetensors."
         ) from error
     try:
+        with open(local_path, "rb") as file:  # the package itself maps whatever the header says
+            (header,) = struct.unpack("<Q", file.read(8))
+        if header > os.path.getsize(local_path):
+            raise ValueError("its header is longer than the file")
         return safetensors.torch.load_file(local_path, device="cpu")
     except (safetensors.SafetensorError, *_DAMAGE_ERRORS) as error:
         raise _corrupt(path, error) from error
@@ -158,10 +175,13 @@ def _load_safetensors(path: str, local_path: str) -> Any:
 def _check_archive(path: str, local_path: str) -> None:
     """Compare the checksums of a zip archive, which torch itself does not look at."""
     with open(local_path, "rb") as file:
-        if file.read(2) != b"PK":
-            return  # torch's format before 1.6
+        if file.read(2) != b"PK":  # torch's format before 1.6: five pickles, then the tensors
+            file.seek(0)
+            check_pickle(file)
+            return
     try:
         with zipfile.ZipFile(local_path) as archive:
+            check_archive(archive, os.path.getsize(local_path))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, *_DAMAGE_ERRORS) as error:
         raise _corrupt(path, error) from error

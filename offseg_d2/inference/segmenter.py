@@ -22,6 +22,7 @@ from PIL import Image
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
 from offseg_d2.config import load_config, load_config_text
 from offseg_d2.data import read_image
+from offseg_d2.data.datasets.class_file import class_table
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.classes import class_names, color_map
@@ -115,7 +116,7 @@ class Segmenter:
                 f"Checkpoint file `{path}` must carry a configuration to be used alone, but has "
                 "none; name the configuration of the model too (config_file)."
             )
-        return cls(Predictor(cfg, metadata=_classes_of(content, cfg)))
+        return cls(Predictor(cfg, metadata=_classes_of(path, content, cfg)))
 
     def __call__(self, image: ImageLike) -> Segmentation:
         """Segment an image.
@@ -172,16 +173,21 @@ def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return image
 
 
-def _classes_of(content: dict, cfg: CfgNode) -> Metadata | None:
+def _classes_of(path: str, content: dict, cfg: CfgNode) -> Metadata | None:
     """Names and colours that the checkpoint carries; None where the data set is known here."""
     classes = content.get("classes")
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     known = names and hasattr(MetadataCatalog.get(names[0]), "stuff_classes")
     if known or not isinstance(classes, dict) or "names" not in classes:
         return None
-    colors = [tuple(color) for color in classes.get("colors", [])]
+    try:
+        table = class_table(
+            {"classes": classes["names"], "palette": classes.get("colors")}, "Its entry `classes`"
+        )
+    except ValueError as error:
+        raise CheckpointError(f"Checkpoint file `{path}` cannot be used alone: {error}") from None
     return Metadata(
         name=names[0] if names else "checkpoint",
-        stuff_classes=[str(name) for name in classes["names"]],
-        **({"stuff_colors": colors} if colors else {}),
+        stuff_classes=[name for name, _ in table.classes],
+        stuff_colors=[tuple(color) for _, color in table.classes],
     )
