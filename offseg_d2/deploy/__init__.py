@@ -8,15 +8,11 @@ of the model up to rounding.
 
 from offseg_d2.deploy import (  # noqa: F401  (register their rules)
     efficientformer,
-    light_ham,
     mask_query,
     mask_scores,
-    mit,
-    mscan,
     msdeformattn,
     offseg,
     offset_classifier,
-    segformer_decoder,
     swin,
 )
 from offseg_d2.deploy.optimize import optimize
