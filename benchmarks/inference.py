@@ -9,11 +9,11 @@
     python benchmarks/inference.py --peers                     one group: other libraries' models
 
 Forms: the authors' order of operations (``authors_order/``), the model as it is built ("eager"),
-``offseg_d2.deploy.optimize(model)`` ("deployed"), and the model's ONNX file (``offseg_d2.export``)
-run by OpenVINO and by onnxruntime in float32. Each runs in a process of its own. Within a group
-they take turns, one call each in every round, on the same images; a ratio is the median over the
-rounds. Normalisation of the images is included, label maps have their size. Results are merged into
-FILE, where they replace those of the same group.
+where it exists ``offseg_d2.deploy.optimize(model)`` ("deployed"), and the model's ONNX file
+(``offseg_d2.export``) run by OpenVINO and by onnxruntime in float32. Each runs in a process of its
+own. Within a group they take turns, one call each in every round, on the same images; a ratio is
+the median over the rounds. Normalisation of the images is included, label maps have their size.
+Results are merged into FILE, where they replace those of the same group.
 """
 
 import argparse
@@ -29,7 +29,6 @@ import numpy as np
 import torch
 from common import check_group, machine, merge_groups, run_plan
 from inference_forms import (
-    AUTHORS,
     DEPLOYED,
     EAGER,
     FORMS,
@@ -39,11 +38,14 @@ from inference_forms import (
     PEER,
     Run,
     boundary_share,
+    build_own,
     export_own,
     make_images,
     open_form,
 )
 from peers import PEERS
+
+from offseg_d2.deploy import has_deployed_form
 
 HOSTS = (
     *("offseg_t", "offseg_b", "offseg_l", "segformer_b0", "segformer_b1", "segformer_b2"),
@@ -60,9 +62,9 @@ BESIDE_PEERS = {
     ("offseg_t", DEPLOYED): "OffSeg-T",
     ("offseg_t", EAGER): "OffSeg-T",
     ("offseg_b", DEPLOYED): "OffSeg-B",
-    ("segformer_b0", DEPLOYED): "SegFormer-B0",
-    ("segformer_b1", DEPLOYED): "SegFormer-B1",
-    ("mask2former_swin_t", DEPLOYED): "Mask2Former Swin-T",
+    ("segformer_b0", EAGER): "SegFormer-B0",
+    ("segformer_b1", EAGER): "SegFormer-B1",
+    ("mask2former_swin_t", EAGER): "Mask2Former Swin-T",
 }
 KEYS = ("model", "size", "batch", "threads")  # of a group
 OWN_ARGUMENTS = ("size", "batch", "rounds")
@@ -119,23 +121,27 @@ def measure(
 
 def measure_forms(args: argparse.Namespace, name: str) -> dict[str, Any]:
     """All forms of one model."""
+    forms = [form for form in FORMS if form != DEPLOYED or has_deployed_form(build_own(name))]
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}.onnx"
         export_own(name, path, make_images(args.batch, *args.size))
-        times, labels = measure([(form, name) for form in FORMS], args, path)
-    by_form = dict(zip(FORMS, times, strict=True))
-    best_runtime = min(OPENVINO, ONNXRUNTIME, key=lambda form: np.median(by_form[form]))
-    gain = float(np.median(by_form[best_runtime] / by_form[DEPLOYED]))
-    rows = []
-    for form, found in zip(FORMS, labels, strict=True):
-        row = {"form": form, **make_row(by_form[form], by_form[AUTHORS])}
-        rows.append({**row, "label_agreement": float((found == labels[0]).mean())})
-    return {
-        "model": name,
-        "rows": rows,
-        "deployed_to_best_runtime": round(gain, 2),
-        "several_classes_in_4x4": round(boundary_share(labels[0]), 3),
-    }
+        times, labels = measure([(form, name) for form in forms], args, path)
+    rows = [
+        {
+            "form": form,
+            **make_row(row, times[0]),
+            "label_agreement": float((found == labels[0]).mean()),
+        }
+        for form, row, found in zip(forms, times, labels, strict=True)
+    ]
+    group = {"model": name, "rows": rows}
+    group["several_classes_in_4x4"] = round(boundary_share(labels[0]), 3)
+    if DEPLOYED in forms:
+        by_form = dict(zip(forms, times, strict=True))
+        best = min(by_form[OPENVINO], by_form[ONNXRUNTIME], key=np.median)
+        gain = float(np.median(best / by_form[DEPLOYED]))
+        group["deployed_to_best_runtime"] = round(gain, 2)
+    return group
 
 
 def measure_peers(args: argparse.Namespace) -> dict[str, Any]:
