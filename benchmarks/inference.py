@@ -23,6 +23,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -134,7 +135,8 @@ def measure_forms(args: argparse.Namespace, name: str) -> dict[str, Any]:
         }
         for form, row, found in zip(forms, times, labels, strict=True)
     ]
-    group = {"model": name, "rows": rows}
+    runtimes = {package: version(package) for package in ("openvino", "onnxruntime")}
+    group = {"model": name, "rows": rows, "runtimes": runtimes}
     group["several_classes_in_4x4"] = round(boundary_share(labels[0]), 3)
     if DEPLOYED in forms:
         by_form = dict(zip(forms, times, strict=True))

@@ -40,7 +40,7 @@ def inference(result: dict[str, Any]) -> Iterator[str]:
         header = ["model", "library", "ms", "spread", "times as fast"]
         yield table(header, [[row["model"], row["library"], *_cells(row)] for row in group["rows"]])
     yield f"`{COMMAND}`"
-    yield "\n".join(dict.fromkeys(f"- {machine_line(group)}" for group in result["groups"]))
+    yield "\n".join(dict.fromkeys(f"- {_machine(group)}" for group in result["groups"]))
 
 
 def _by_setting(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -71,3 +71,8 @@ def _gains(groups: list[dict[str, Any]]) -> Iterator[list[Any]]:
         if "deployed_to_best_runtime" in group:
             name = f"{group['model']}, {_setting(group)}"
             yield [name, f"{group['deployed_to_best_runtime']:.2f}"]
+
+
+def _machine(group: dict[str, Any]) -> str:
+    runtimes = [f"{name} {version}" for name, version in group.get("runtimes", {}).items()]
+    return "; ".join([machine_line(group)[:-1], *runtimes]) + "."
