@@ -92,9 +92,9 @@ def run_plan(script: str, plan: Sequence[Sequence[str]], args: argparse.Namespac
     Args:
         script: the program.
         plan: arguments of each group.
-        args: has ``threads``, ``seconds``, ``output``, which all groups get, and ``plan``.
+        args: has ``threads``, ``output``, which all groups get, and ``plan``.
     """
-    common = [f"--threads={args.threads}", f"--seconds={args.seconds}"]
+    common = [f"--threads={args.threads}"]
     common += [f"--output={args.output}"] if args.output else []
     for group in plan:
         command = [sys.executable, script, *group, *common]

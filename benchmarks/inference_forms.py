@@ -1,26 +1,27 @@
-"""The project's models in the forms that ``inference.py`` times against each other.
+"""The forms of a model that ``inference.py`` times, each from uint8 images to label maps.
 
-Weights are random, always the same ones. Time does not depend on them, but for the label maps of
-the project's own way, which are the quicker the fewer pixels lie at a boundary of classes;
-:func:`open_share` tells how many do.
+Weights are random, always the same ones. Time does not depend on them, except that the project's
+own way to label maps is faster the fewer pixels lie at a boundary of classes
+(:func:`boundary_share`).
 
-Shapes: B batch, K classes, H x W image.
+Shapes: B batch, H x W image.
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from authors_order import authors_order, logits
+from authors_order import authors_order
+from detectron2.config import CfgNode
+from detectron2.data import Metadata
 from detectron2.modeling import build_model
+from peers import build_peer, run_peer
 from torch import Tensor, nn
 
 import offseg_d2.modeling  # noqa: F401  (registers the models)
-from offseg_d2.analysis.complexity import count_macs
-from offseg_d2.analysis.mac_rules import CONVOLUTION, MATRIX
 from offseg_d2.config import load_config
 from offseg_d2.deploy import optimize
 
@@ -29,22 +30,13 @@ MODELS = {
     path.stem.removesuffix("_offset_160k"): path
     for path in sorted(CONFIGS.glob("*_offset_160k.yaml"))
 }
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-AUTHORS, EAGER, DEPLOYED, COMPILED = "authors' order", "eager", "deployed", "deployed, compiled"
-LOGITS, LABEL_MAPS = "logits", "label maps"
+AUTHORS, EAGER, DEPLOYED = "authors' order", "eager", "deployed"
+OPENVINO, ONNXRUNTIME = "OpenVINO", "onnxruntime"
+FORMS = (AUTHORS, EAGER, DEPLOYED, OPENVINO, ONNXRUNTIME)
+PEER = "peer"
 CELL = 4  # side of the squares of pixels that most models' logits stand for
 
-
-class Way(NamedTuple):
-    """Something to be timed.
-
-    Attributes:
-        run: without arguments.
-        gmacs: billions of multiply-adds of convolutions and matrix products; None if not counted.
-    """
-
-    run: Callable[[], Any]
-    gmacs: float | None
+Run = Callable[[], np.ndarray]
 
 
 def make_images(batch: int, height: int, width: int) -> Tensor:
@@ -56,12 +48,17 @@ def make_images(batch: int, height: int, width: int) -> Tensor:
     return images.clamp_(0, 255).byte()
 
 
+def own_config(name: str) -> CfgNode:
+    """Configuration of one of ``MODELS``, to predict whole images on the CPU."""
+    cfg = load_config(str(MODELS[name]), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    cfg.TEST.SEM_SEG.MODE = "whole"
+    return cfg
+
+
 def build_own(name: str) -> nn.Module:
     """A model of ``MODELS`` (150 classes) with random weights, in evaluation mode."""
-    cfg = load_config(str(MODELS[name]), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
-    cfg.TEST.SEM_SEG.MODE = "whole"  # one pass of the network, whatever the model's windows
     torch.manual_seed(0)
-    model = build_model(cfg).eval()
+    model = build_model(own_config(name)).eval()
     _spread(model)
     return model.requires_grad_(False)
 
@@ -75,81 +72,77 @@ def _spread(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.2)
 
 
-def make_forms(
-    model: nn.Module, dtype: torch.dtype, compiled: bool = False
-) -> dict[str, nn.Module]:
-    """The same model in all forms; under bfloat16 only the deployed ones have it in the weights."""
-    own_dtype = None if dtype == torch.float32 else dtype
-    forms = {
-        AUTHORS: authors_order(model),
-        EAGER: model,
-        DEPLOYED: optimize(model, dtype=own_dtype),
-    }
-    if compiled:
-        forms[COMPILED] = optimize(model, dtype=own_dtype, compile=True)
-    return forms
+def export_own(name: str, path: str, images: Tensor) -> None:
+    """Write a model of ``MODELS`` as an ONNX file for uint8 images of this very shape."""
+    from offseg_d2.export import export_onnx, prepare_export
+
+    cfg = own_config(name)
+    classes = [str(index) for index in range(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)]
+    graph, description = prepare_export(
+        build_own(name),
+        cfg,
+        Metadata(name="benchmark", stuff_classes=classes),
+        input_type="uint8",
+        size=(images.shape[-2], images.shape[-1]),
+        batch=len(images),
+    )
+    export_onnx(graph, description, path, batches=[images])
 
 
-def precision(form: str, dtype: torch.dtype) -> Any:
-    """Context in which a form runs: autocast, unless its weights have the type already."""
-    if dtype == torch.float32 or form in (DEPLOYED, COMPILED):
-        return nullcontext()
-    return torch.autocast("cpu", dtype=dtype)
+def open_form(form: str, name: str, images: Tensor, onnx_file: str) -> Run:
+    """Prepare a form; the result computes class ids (B, H, W) of the images whenever called.
+
+    Args:
+        form: one of ``FORMS`` or ``PEER``; computes with the threads that torch is set to.
+        name: of ``MODELS`` or, for a peer, of ``peers.PEERS``.
+        images: (B, 3, H, W) uint8.
+        onnx_file: of :func:`export_own`, for the forms that run it.
+    """
+    if form == OPENVINO:
+        return _open_openvino(onnx_file, images.numpy())
+    if form == ONNXRUNTIME:
+        return _open_onnxruntime(onnx_file, images.numpy())
+    if form == PEER:
+        peer = build_peer(name, (images.shape[-2], images.shape[-1]))
+        return lambda: _array(run_peer(peer, images))
+    make = {AUTHORS: authors_order, EAGER: lambda model: model, DEPLOYED: optimize}
+    model: Any = make[form](build_own(name))
+    return lambda: _array(label_maps(model, images))
 
 
-def to_logits(model: nn.Module, images: Tensor) -> Any:
-    """(B, 3, H, W) uint8 -> what the head gives."""
-    return logits(model, torch.stack([model.normalise(image) for image in images]))
-
-
-def to_label_maps(model: nn.Module, images: Tensor) -> Tensor:
+@torch.inference_mode()
+def label_maps(model: Any, images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 -> class ids (B, H, W)."""
     results = model.predict_label_maps([{"image": image} for image in images])
     return torch.stack([result["sem_seg"] for result in results])
 
 
-def in_form(form: str, dtype: torch.dtype, call: Callable[..., Any], *args: Any) -> Callable:
-    """``call(*args)`` in the form's precision, to be run later."""
-
-    def run() -> Any:
-        with precision(form, dtype):
-            return call(*args)
-
-    return run
+def _array(result: Any) -> np.ndarray:
+    """Class ids as an array; of the levels of a backbone alone the last."""
+    return (result if isinstance(result, Tensor) else result[-1]).numpy()
 
 
-class _Call(nn.Module):
-    """A function as a module, for :func:`count_macs`."""
+def _open_openvino(path: str, images: np.ndarray) -> Run:
+    import openvino
 
-    def __init__(self, run: Callable[[], Any]) -> None:
-        super().__init__()
-        self.run = run
-
-    def forward(self) -> Any:
-        return self.run()
-
-
-def count_gmacs(run: Callable[[], Any]) -> float | None:
-    """Billions of multiply-adds of convolutions and matrix products; None if there are none."""
-    kinds = count_macs(_Call(run), fake=False).by_kind()
-    return (kinds[CONVOLUTION] + kinds[MATRIX]) / 1e9 or None
+    hints = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
+    return lambda: request.infer([images])[0]
 
 
-def open_share(labels: Tensor) -> float:
+def _open_onnxruntime(path: str, images: np.ndarray) -> Run:
+    from offseg_d2.export.runtime import open_session
+
+    content = Path(path).read_bytes()
+    session = open_session(content, path, threads=torch.get_num_threads())
+    return lambda: session.run(None, {"image": images})[0]
+
+
+def boundary_share(labels: np.ndarray) -> float:
     """Share of the squares of 4 x 4 pixels of label maps (B, H, W) that hold several classes."""
-    squares = labels.unfold(1, CELL, CELL).unfold(2, CELL, CELL).flatten(3)
+    squares = torch.from_numpy(labels).unfold(1, CELL, CELL).unfold(2, CELL, CELL).flatten(3)
     return float((squares != squares[..., :1]).any(-1).double().mean())
-
-
-def largest_difference(ours: Any, theirs: Any) -> float:
-    """Between two results of :func:`to_logits`.
-
-    Raises:
-        ValueError: one of them is not finite, so that nothing can be compared.
-    """
-    if isinstance(ours, Tensor):
-        if not (ours.isfinite().all() and theirs.isfinite().all()):
-            raise ValueError("Logits must be finite to be compared, but are not.")
-        return float((ours.float() - theirs.float()).abs().max())
-    keys = ("pred_logits", "pred_masks")
-    return max(largest_difference(ours[key], theirs[key]) for key in keys)

@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
-from page import machine_line, number, percent, section, setting_line, table
+from page import machine_line, number, percent, section, table
 
 COMMAND = "python benchmarks/inference.py --output benchmarks/results/inference.json"
-BASELINE = "authors' order"
-FORMS_HEADER = ["model, form", "ms", "spread", "times as fast", "GMACs", "of GEMM peak"]
+FORMS_HEADER = ["model, form", "ms", "spread", "times as fast", "label maps agree"]
 
 
 @section("inference", "Inference", order=10)
@@ -16,34 +15,29 @@ def inference(result: dict[str, Any]) -> Iterator[str]:
     forms = [group for group in result["groups"] if group["model"] != "peers"]
     peers = [group for group in result["groups"] if group["model"] == "peers"]
     yield (
-        "From uint8 images in memory, normalisation included. Three forms of each model with the "
-        "same random weights take turns: the authors' order of operations "
-        "(`benchmarks/authors_order`, the baseline), the model as it is built, and "
-        "`offseg_d2.deploy.optimize(model)`; of OffSeg-T a fourth, `optimize(model, "
-        "compile=True)`. Logits are those of the head, at its stride; label "
-        "maps are at the image's size. Spread: 10th to 90th percentile. GMACs: convolutions and "
-        "matrix products; the GEMM peak is that of the faster of `torch.mm` and a product with "
-        "weights that are packed beforehand, on the same threads. Under bfloat16 the deployed "
-        "form has its backbone in that type, the others run under autocast. The project's way to "
-        "label maps is the quicker the fewer pixels lie at a boundary of classes; how many there "
-        "are with these random weights is told as the share of 4×4 squares that hold several "
-        "classes."
+        "From uint8 images in memory to label maps of their size, float32, normalisation included. "
+        "All forms of a model have the same random weights, each runs in a process of its own, and "
+        "they take turns: the authors' order of operations (`benchmarks/authors_order`, the "
+        "baseline), the model as it is built, `offseg_d2.deploy.optimize(model)` where it "
+        "exists, and the model's ONNX file (`tools/export_model.py`, fixed size) run "
+        "by OpenVINO and by onnxruntime. Spread: 10th to 90th percentile. Label maps agree: with "
+        "the baseline's."
     )
     for title, rows in _by_setting(forms).items():
         yield f"### {title}"
         yield table(FORMS_HEADER, [line for group in rows for line in _form_rows(group)])
-        yield table(
-            ["baseline and deployed", "label maps agree", "largest difference of logits",
-             "4×4 squares of several classes"],
-            [_agreement_row(group) for group in rows],
-        )  # fmt: skip
+    yield (
+        "A model has a deployed form where that is at least 1.2 times as fast as the faster "
+        "runtime on the ONNX file. Forms of other models were measured before they were removed."
+    )
+    yield table(["model", "deployed, times as fast as the faster runtime"], _gains(forms))
     for group in peers:
         yield f"### Beside other libraries, {_setting(group)}"
         yield (
             "To label maps, each as its library computes them; a backbone alone gives features. "
             "Random weights, nothing is downloaded. Times as fast: as OffSeg-T, deployed."
         )
-        header = ["model", "library", "ms", "spread", "times as fast", "GMACs", "of GEMM peak"]
+        header = ["model", "library", "ms", "spread", "times as fast"]
         yield table(header, [[row["model"], row["library"], *_cells(row)] for row in group["rows"]])
     yield f"`{COMMAND}`"
     yield "\n".join(dict.fromkeys(f"- {_machine(group)}" for group in result["groups"]))
@@ -57,29 +51,28 @@ def _by_setting(groups: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
 
 
 def _setting(group: dict[str, Any]) -> str:
-    return setting_line(group, group["batch"])
+    (height, width), threads = group["size"], group["threads"]
+    return f"{group['batch']} × {height}×{width}, {threads} thread{'s' * (threads != 1)}"
 
 
 def _form_rows(group: dict[str, Any]) -> Iterator[list[Any]]:
     for row in group["rows"]:
-        yield [f"{group['model']} to {row['goal']}, {row['form']}", *_cells(row)]
+        agreement = percent(row["label_agreement"], 3)
+        yield [f"{group['model']}, {row['form']}", *_cells(row), agreement]
 
 
 def _cells(row: dict[str, Any]) -> list[Any]:
     spread = f"{number(row['p10_ms'])} to {number(row['p90_ms'])}"
-    share = percent(row["share_of_gemm_peak"])
-    return [row["ms"], spread, f"{row['times_as_fast']:.2f}", row["gmacs"], share]
+    return [row["ms"], spread, f"{row['times_as_fast']:.2f}"]
 
 
-def _agreement_row(group: dict[str, Any]) -> list[Any]:
-    return [
-        group["model"],
-        percent(group["label_agreement"], 3),
-        f"{group['largest_logit_difference']:.1e}",
-        percent(group["several_classes_in_4x4"]),
-    ]
+def _gains(groups: list[dict[str, Any]]) -> Iterator[list[Any]]:
+    for group in groups:
+        if "deployed_to_best_runtime" in group:
+            name = f"{group['model']}, {_setting(group)}"
+            yield [name, f"{group['deployed_to_best_runtime']:.2f}"]
 
 
 def _machine(group: dict[str, Any]) -> str:
-    peak = f"{number(group['gemm_gflops'])} GFLOP/s by {group['gemm_way']}"
-    return f"{machine_line(group)[:-1]}; {group['dtype']} GEMM peak {peak}."
+    runtimes = [f"{name} {version}" for name, version in group.get("runtimes", {}).items()]
+    return "; ".join([machine_line(group)[:-1], *runtimes]) + "."

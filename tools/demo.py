@@ -58,7 +58,7 @@ def parse_args() -> argparse.Namespace:
     add("--classes", nargs="+", default=[], metavar="NAME", help="draw these classes only")
     add("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default %(default)s)")
     add("--batch-size", type=int, default=1, metavar="N", help="images or frames at once")
-    add("--deploy", action="store_true", help="predict with an equivalent faster model")
+    add("--deploy", action="store_true", help="predict with an equivalent faster model (OffSeg)")
     add("--max-frames", type=int, default=0, metavar="N", help="of a camera; 0 means no limit")
     add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="changes; the last argument")
     args = parser.parse_args()

@@ -45,7 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         ("--show-dir", "draw ground truth and prediction of each image to DIR/<dataset>"),
     ):  # fmt: skip
         group.add_argument(flag, metavar="DIR", default="", help=text)
-    group.add_argument("--deploy", action="store_true", help="predict with a faster equivalent")
+    group.add_argument("--deploy", action="store_true", help="faster equivalent of OffSeg")
     return parser.parse_args(arguments)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offseg_d2.deploy.packed import PackedMatrix
+from offseg_d2.deploy.packed import PackedLinear
 
 GEMM_SIZES = (1024, 1536, 2048)
 GEMM_REPEATS = 5
@@ -138,7 +138,7 @@ def gemm_peaks(
     with torch.no_grad():
         for n in (size,) if isinstance(size, int) else size:
             left, right = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-            out, packed = torch.empty_like(left), PackedMatrix(right)
+            out, packed = torch.empty_like(left), PackedLinear(right, None)
             ways = {
                 "torch.mm": lambda a=left, b=right, c=out: torch.mm(a, b, out=c),
                 "packed weights": lambda a=left, b=packed: b(a),

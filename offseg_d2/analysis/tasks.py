@@ -34,8 +34,8 @@ class Subject:
         name: of the model, for tables.
         cfg: configuration; the weights are random without `MODEL.WEIGHTS`.
         inputs: size and number of images.
-        dtype: a key of ``DTYPES``; a half type means automatic mixed precision, or for the
-            deployed form weights of that type.
+        dtype: a key of ``DTYPES``; a half type means automatic mixed precision, except for the
+            deployed form, which computes in float32.
         deploy: measure the form that ``offseg_d2.deploy.optimize`` gives as well.
         reference: gives the model in the order of operations to compare with; MACs are counted of
             both. None where there is no such form.
@@ -76,7 +76,7 @@ class Subject:
         """The forms of the model that are asked for, and what makes them of it."""
         forms: dict[str, Transform | None] = {MODEL: None}
         if self.deploy:
-            forms[DEPLOYED] = partial(_optimized, dtype=DTYPES[self.dtype])
+            forms[DEPLOYED] = _optimized
         if with_reference and self.reference is not None:
             forms[REFERENCE] = self.reference
         return forms
@@ -93,10 +93,10 @@ class Subject:
         return models
 
 
-def _optimized(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+def _optimized(model: nn.Module) -> nn.Module:
     from offseg_d2.deploy import optimize
 
-    return optimize(model, dtype=None if dtype == torch.float32 else dtype)
+    return optimize(model)
 
 
 def parameters(subject: Subject) -> dict[str, Any]:

@@ -215,7 +215,7 @@ def _add_solver_keys(cfg: CN) -> None:
 
 
 def _add_test_keys(cfg: CN) -> None:
-    # Predict with the equivalent faster form of the model (offseg_d2.deploy), in --eval-only and
+    # Predict with the equivalent faster form of OffSeg (offseg_d2.deploy), in --eval-only and
     # for single images; evaluations during a training use the model as it is.
     cfg.TEST.DEPLOY = False
     cfg.TEST.SEM_SEG = CN()

@@ -46,13 +46,13 @@ class ResizedBias(nn.Module):
         if heads * num_queries * num_keys * self.nominal.element_size() <= _WHOLE_BYTES:
             whole = self._sizes.get(key, self.nominal, lambda: self._resized(num_queries, num_keys))
             return whole[:, begin:end]
-        table, places, weights = self._sizes.get(
+        table, indices, weights = self._sizes.get(
             key, self.nominal, lambda: self._by_row(num_queries, num_keys)
         )
-        first = torch.arange(heads, device=places.device, dtype=places.dtype) * nominal_queries
-        places = (first[:, None, None] + places[begin:end]).flatten(0, 1)
+        first = torch.arange(heads, device=indices.device, dtype=indices.dtype) * nominal_queries
+        indices = (first[:, None, None] + indices[begin:end]).flatten(0, 1)
         weights = weights[begin:end].repeat(heads, 1)
-        return weighted_sums(table, places, weights).view(heads, end - begin, num_keys)
+        return weighted_sums(table, indices, weights).view(heads, end - begin, num_keys)
 
     def _resized(self, num_queries: int, num_keys: int) -> Tensor:
         size = (num_queries, num_keys)
@@ -66,11 +66,11 @@ class ResizedBias(nn.Module):
         units = torch.eye(nominal_queries, dtype=table.dtype, device=table.device)[None, None]
         size = (num_queries, nominal_queries)
         matrix = F.interpolate(units, size, mode="bicubic", align_corners=False)[0, 0]
-        weights, places = _taps(matrix)
-        return table, places.int(), weights
+        weights, indices = _taps(matrix)
+        return table, indices.int(), weights
 
 
 def _taps(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """The at most four entries of each row that are not 0, and their columns."""
-    places = matrix.abs().topk(min(4, matrix.shape[1]), dim=1).indices
-    return matrix.gather(1, places), places
+    indices = matrix.abs().topk(min(4, matrix.shape[1]), dim=1).indices
+    return matrix.gather(1, indices), indices

@@ -1,4 +1,4 @@
-"""Rules for EfficientFormerV2: folded blocks, attention with biases that are worked out once.
+"""EfficientFormerV2 deployed: folded blocks, attention with biases that are worked out once.
 
 * Batch norms, layer scales and the attention's scale are part of convolutions; activations and
   residual sums happen in the same pass as the convolution before them.
@@ -9,16 +9,16 @@
 Shapes: B batch, C channels, h heads, d channels of a head, Nq queries, Nk keys.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.deploy.attention_bias import ResizedBias
 from offseg_d2.deploy.feed_forward import DepthwiseFeedForward
-from offseg_d2.deploy.folding import affine_after, fold_conv_bn, side_by_side
+from offseg_d2.deploy.folding import fold
 from offseg_d2.deploy.packed import PackedConv2d, PackedLinear
-from offseg_d2.deploy.rules import rule
-from offseg_d2.layers import ConvBN
 from offseg_d2.modeling.backbone.efficientformer_v2 import (
     AttentionDownsample,
     Block,
@@ -46,9 +46,9 @@ class FastBlock(nn.Module):
         mixer, mlp = block.token_mixer, block.mlp
         self.token_mixer = None if mixer is None else FastAttention(mixer, block.layer_scale_1)
         self.mlp = DepthwiseFeedForward(
-            PackedLinear.of(fold_conv_bn(mlp.fc1, mlp.norm1), "gelu"),
-            fold_conv_bn(mlp.mid, mlp.mid_norm),
-            PackedLinear.of(affine_after(fold_conv_bn(mlp.fc2, mlp.norm2), block.layer_scale_2)),
+            PackedLinear.of(fold(mlp.fc1, mlp.norm1), gelu=True),
+            PackedConv2d(fold(mlp.mid, mlp.mid_norm), gelu=True),
+            PackedLinear.of(fold(mlp.fc2, mlp.norm2, block.layer_scale_2)),
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class FastBlock(nn.Module):
         tokens = _tokens(features)
         if self.token_mixer is not None:
             tokens = self.token_mixer(tokens)
-        return _maps(self.mlp(tokens, tokens))
+        return _maps(self.mlp(tokens))
 
 
 def _tokens(features: Tensor) -> Tensor:
@@ -103,19 +103,21 @@ class FastAttention(nn.Module):
     def __init__(self, attention: Attention, layer_scale: Tensor) -> None:
         super().__init__()
         stride_conv = attention.stride_conv
-        self.stride_conv = None if stride_conv is None else PackedConv2d(fold_conv_bn(*stride_conv))
+        self.stride_conv = None if stride_conv is None else PackedConv2d(fold(*stride_conv))
         # One product for queries and keys; the values are separate, as a depth-wise convolution
         # reads them next and wants them without gaps.
-        self.qk = PackedLinear.of(
-            side_by_side([fold_conv_bn(*attention.q), fold_conv_bn(*attention.k)])
+        qk = [fold(*attention.q), fold(*attention.k)]
+        self.qk = PackedLinear(
+            torch.cat([conv.weight.flatten(1) for conv in qk]),
+            torch.cat([conv.bias for conv in qk]),
         )
-        self.v = PackedLinear.of(fold_conv_bn(*attention.v))
-        self.v_local = PackedConv2d(fold_conv_bn(*attention.v_local))
+        self.v = PackedLinear.of(fold(*attention.v))
+        self.v_local = PackedConv2d(fold(*attention.v_local))
         head1, head2 = attention.talking_head1, attention.talking_head2
         self.head1 = _HeadMix(head1.weight * attention.scale, head1.bias)
         self.head2 = _HeadMix(head2.weight, head2.bias)
         self.bias = ResizedBias(attention.bias, head1)
-        self.proj = PackedLinear.of(affine_after(fold_conv_bn(*attention.proj), layer_scale))
+        self.proj = PackedLinear.of(fold(*attention.proj, layer_scale))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, H, W, C) -> (B, H, W, C)."""
@@ -152,15 +154,15 @@ class FastDownsamplingAttention(nn.Module):
     def __init__(self, attention: DownsamplingAttention) -> None:
         super().__init__()
         # Every other pixel is what the centre tap of the strided convolution reads.
-        q_local = affine_after(attention.q_local, 1.0)
+        q_local = copy.deepcopy(attention.q_local)
         q_local.weight.data[:, :, 1, 1] += 1
         self.q_local = PackedConv2d(q_local)
-        self.q = PackedLinear.of(affine_after(fold_conv_bn(*attention.q), attention.scale))
-        self.k = PackedLinear.of(fold_conv_bn(*attention.k))
-        self.v = PackedLinear.of(fold_conv_bn(*attention.v))
-        self.v_local = PackedConv2d(fold_conv_bn(*attention.v_local))
+        self.q = PackedLinear.of(fold(*attention.q, attention.scale))
+        self.k = PackedLinear.of(fold(*attention.k))
+        self.v = PackedLinear.of(fold(*attention.v))
+        self.v_local = PackedConv2d(fold(*attention.v_local))
         self.bias = ResizedBias(attention.bias)
-        self.proj = PackedLinear.of(fold_conv_bn(*attention.proj))
+        self.proj = PackedLinear.of(fold(*attention.proj))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_in, H, W), even sizes -> (B, C_out, H / 2, W / 2)."""
@@ -191,7 +193,7 @@ class FastAttentionDownsample(nn.Module):
 
     def __init__(self, downsample: AttentionDownsample) -> None:
         super().__init__()
-        self.conv = PackedConv2d(fold_conv_bn(downsample.conv, downsample.bn))
+        self.conv = PackedConv2d(fold(downsample.conv, downsample.bn))
         self.attn = FastDownsamplingAttention(downsample.attn)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -199,25 +201,16 @@ class FastAttentionDownsample(nn.Module):
         return self.conv(features, self.attn(features))
 
 
-@rule(Block)
-def _fast_block(block: Block) -> nn.Module:
-    return FastBlock(block)
+def optimize_backbone(backbone: EfficientFormerV2) -> None:
+    """Replace stem, blocks and downsamplings by fast ones, in place."""
+    stem = [PackedConv2d(fold(*layer), gelu=True) for layer in backbone.stem[::2]]
+    backbone.stem = nn.Sequential(*stem)
+    stages = [nn.Sequential(*map(FastBlock, stage)) for stage in backbone.stages]
+    backbone.stages = nn.ModuleList(stages)
+    backbone.downsamples = nn.ModuleList(map(_fast_downsample, backbone.downsamples))
 
 
-@rule(AttentionDownsample)
-def _fast_downsample(downsample: AttentionDownsample) -> nn.Module:
-    return FastAttentionDownsample(downsample)
-
-
-@rule(Downsample)
-def _fast_convolution(downsample: Downsample) -> nn.Module:
-    return PackedConv2d(fold_conv_bn(downsample.proj, downsample.norm))
-
-
-@rule(EfficientFormerV2)
-def _fast_backbone(backbone: EfficientFormerV2) -> nn.Module:
-    """Only the stem is this rule's; the backbone goes on telling its shapes itself."""
-    if isinstance(backbone.stem[0], ConvBN):  # else it was optimized before
-        convs = [fold_conv_bn(*layer) for layer in backbone.stem[::2]]
-        backbone.stem = nn.Sequential(*(PackedConv2d(conv, "gelu") for conv in convs))
-    return backbone
+def _fast_downsample(downsample: Downsample | AttentionDownsample) -> nn.Module:
+    if isinstance(downsample, AttentionDownsample):
+        return FastAttentionDownsample(downsample)
+    return PackedConv2d(fold(downsample.proj, downsample.norm))

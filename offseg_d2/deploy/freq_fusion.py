@@ -18,8 +18,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from offseg_d2.deploy.folding import side_by_side
-from offseg_d2.deploy.group_norm import group_norm_of_tokens_
+from offseg_d2.deploy.group_norm import group_norm_
 from offseg_d2.deploy.packed import PackedConv2d, PackedLinear
 from offseg_d2.deploy.reassembly import bilinear_taps, neighbours, reassemble, weighted_sums
 from offseg_d2.deploy.size_cache import SizeCache
@@ -116,11 +115,13 @@ def _padded_logits(encoder: nn.Conv2d) -> nn.Conv2d:
 
     A convolution of 9 channels computes 16 anyway, and a softmax over 16 values is vectorised.
     """
-    extra = nn.Conv2d(encoder.in_channels, _PADDED_TAPS - encoder.out_channels, 3, padding=1)
-    extra = extra.to(encoder.weight)
-    nn.init.zeros_(extra.weight)
-    nn.init.constant_(extra.bias, -1e9)
-    return side_by_side([encoder, extra])
+    padded = nn.Conv2d(encoder.in_channels, _PADDED_TAPS, 3, padding=1).to(encoder.weight)
+    nn.init.zeros_(padded.weight)
+    nn.init.constant_(padded.bias, -1e9)
+    with torch.no_grad():
+        padded.weight[: encoder.out_channels] = encoder.weight
+        padded.bias[: encoder.out_channels] = encoder.bias
+    return padded
 
 
 def _sample(features: Tensor, positions: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ class FastSampler(nn.Module):
 
         Both arguments may be overwritten.
         """
-        hr, lr = group_norm_of_tokens_(hr, self.hr_norm), group_norm_of_tokens_(lr, self.lr_norm)
+        hr, lr = group_norm_(hr, self.hr_norm), group_norm_(lr, self.lr_norm)
         offset = _add_sub_pixels(
             _convolve(self.hr_offset, similarity(hr)), _convolve(self.lr_offset, similarity(lr))
         )

@@ -4,8 +4,7 @@ from detectron2.config import CfgNode
 from torch import nn
 
 from offseg_d2.config import ConfigError
-from offseg_d2.deploy.optimize import optimize
-from offseg_d2.modeling import Segmentor
+from offseg_d2.deploy.optimize import NO_DEPLOYED_FORM, has_deployed_form, optimize
 
 
 def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
@@ -16,14 +15,14 @@ def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
         model: with the weights to predict with; it is not changed.
 
     Raises:
-        ConfigError: the model is no meta-architecture of this package.
+        ConfigError: the model has no deployed form.
     """
     if not cfg.TEST.DEPLOY:
         return model
-    if not isinstance(model, Segmentor):
+    if not has_deployed_form(model):
         raise ConfigError(
-            f"`TEST.DEPLOY` must be False for {type(model).__name__}, which offseg_d2.deploy does "
-            "not know, but is True."
+            f"`TEST.DEPLOY` must be False for {cfg.MODEL.META_ARCHITECTURE} with the backbone "
+            f"{cfg.MODEL.BACKBONE.NAME}, but is True: {NO_DEPLOYED_FORM}."
         )
     training = model.training
     try:

@@ -15,21 +15,22 @@ from torch import Tensor, nn
 _BLOCK_VALUES = 1 << 19  # whose statistics are computed at once; in longer sums digits get lost
 
 
-def group_norm_(features: Tensor, norm: nn.GroupNorm, *, relu: bool = False) -> Tensor:
+def group_norm_(tokens: Tensor, norm: nn.GroupNorm, *, relu: bool = False) -> Tensor:
     """Group norm, followed by ReLU if asked for.
 
     Args:
-        features: (B, C, H, W) in any memory format; overwritten if it is channels_last.
+        tokens: (B, H, W, C) contiguous; may be overwritten.
         norm: with weights.
         relu: whether to apply ReLU.
 
     Returns:
-        (B, C, H, W), the argument if that was overwritten.
+        (B, H, W, C), the argument if that was overwritten.
     """
-    if not _is_supported(features):
-        result = norm(features)
-        return result.relu_() if relu else result
-    for image in features.split(1):
+    maps = tokens.permute(0, 3, 1, 2)
+    if not _is_supported(maps):
+        result = norm(maps).permute(0, 2, 3, 1)
+        return torch.relu_(result) if relu else result
+    for image in maps.split(1):
         mean, variance = _of_groups(*_of_channels(image), norm.num_groups)
         torch.ops.aten.native_batch_norm.out(
             *(image, norm.weight, norm.bias, mean, variance, False, 0.0, norm.eps),
@@ -37,16 +38,7 @@ def group_norm_(features: Tensor, norm: nn.GroupNorm, *, relu: bool = False) -> 
             save_mean=mean.new_empty(0),
             save_invstd=mean.new_empty(0),
         )
-    return features.relu_() if relu else features
-
-
-def group_norm_of_tokens_(tokens: Tensor, norm: nn.Module, *, relu: bool = False) -> Tensor:
-    """:func:`group_norm_` of (B, H, W, C); another norm than a group norm is applied as it is."""
-    maps = tokens.permute(0, 3, 1, 2)
-    if isinstance(norm, nn.GroupNorm):
-        return group_norm_(maps, norm, relu=relu).permute(0, 2, 3, 1)
-    result = norm(maps).permute(0, 2, 3, 1)
-    return torch.relu_(result) if relu else result
+    return torch.relu_(tokens) if relu else tokens
 
 
 def _is_supported(features: Tensor) -> bool:

@@ -1,13 +1,12 @@
-"""Rule for the pixel decoder of OffSeg: channels innermost, large maps changed in place."""
+"""The pixel decoder of OffSeg deployed: channels innermost, large maps changed in place."""
 
 import torch
 from detectron2.layers import Conv2d as NormedConv2d
 from torch import Tensor, nn
 
 from offseg_d2.deploy.freq_fusion import FastFreqFusion, to_channels_first, to_channels_innermost
-from offseg_d2.deploy.group_norm import group_norm_of_tokens_
+from offseg_d2.deploy.group_norm import group_norm_
 from offseg_d2.deploy.packed import PackedLinear
-from offseg_d2.deploy.rules import rule
 from offseg_d2.modeling.pixel_decoder.offseg import INTERLEAVE_GROUPS, OffSegPixelDecoder
 
 
@@ -25,7 +24,7 @@ class ConvNormRelu(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(B, C_in, H, W) -> (B, H, W, C_out)."""
         tokens = self.conv(to_channels_innermost(features))
-        return group_norm_of_tokens_(tokens, self.norm, relu=True)
+        return group_norm_(tokens, self.norm, relu=True)
 
 
 class TwoPartConvNormRelu(nn.Module):
@@ -54,7 +53,7 @@ class TwoPartConvNormRelu(nn.Module):
         tokens = self.second(second)
         # In place: a map more would take longer to get from the system than these few products.
         tokens.view(-1, tokens.shape[3]).addmm_(first.flatten(0, 2), self.first_weight)
-        return group_norm_of_tokens_(tokens, self.norm, relu=True)
+        return group_norm_(tokens, self.norm, relu=True)
 
 
 class FastOffSegPixelDecoder(nn.Module):
@@ -89,8 +88,3 @@ def _interleaved(parts: tuple[Tensor, ...]) -> Tensor:
     if len(parts) == 1:
         return parts[0]
     return torch.cat([x.unflatten(-1, (INTERLEAVE_GROUPS, -1)) for x in parts], dim=-1).flatten(3)
-
-
-@rule(OffSegPixelDecoder)
-def _fast_decoder(decoder: OffSegPixelDecoder) -> nn.Module:
-    return FastOffSegPixelDecoder(decoder)

@@ -1,4 +1,4 @@
-"""Rule for the offset classifier: blocks of pixels, one map of scores that is overwritten.
+"""The offset classifier deployed: blocks of pixels, one map of scores that is overwritten.
 
 The mathematics is that of ``OffsetLearning.scores``. Its tensors of one value per pixel and class
 would each be some megabytes, which go through the memory several times. Here there is one: it holds
@@ -10,8 +10,7 @@ Shapes: B batch, K classes, C channels, N = H W pixels, n pixels of a block.
 import torch
 from torch import Tensor, nn
 
-from offseg_d2.deploy.packed import PackedLinear, PackedMatrix
-from offseg_d2.deploy.rules import rule
+from offseg_d2.deploy.packed import PackedLinear
 from offseg_d2.modeling.classifiers import OffsetClassifier
 
 _BLOCK_VALUES = 1 << 20  # of a block of pixel features
@@ -57,10 +56,10 @@ class FastOffsetClassifier(nn.Module):
         moved = None  # W'
         if self.class_offset_proj is not None:
             classes = classes + self.class_offset_proj(_mean_features(blocks, _largest(scores)))
-            moved = PackedMatrix(classes)
+            moved = PackedLinear(classes, None)
         mixing = None  # transpose of M (K, K)
         if self.projected is not None:
-            mixing = PackedMatrix(classes @ self.projected.mT)
+            mixing = PackedLinear(classes @ self.projected.mT, None)
         for features, part in blocks:
             logits = part if moved is None else moved(features)
             if mixing is not None:
@@ -104,8 +103,3 @@ def _mean_features(blocks: list[tuple[Tensor, Tensor]], largest: Tensor) -> Tens
             left, right = (x.unflatten(0, (shares, -1)) for x in (exponentials, features))
             total.baddbmm_(left.mT, right)
     return total.sum(0).div_(weight[:, None])
-
-
-@rule(OffsetClassifier)
-def _fast_classifier(classifier: OffsetClassifier) -> nn.Module:
-    return FastOffsetClassifier(classifier)

@@ -1,9 +1,8 @@
 """Linear layers and convolutions with weights laid out for the processor.
 
 oneDNN, which PyTorch computes convolutions with on a CPU, reads weights in blocks. PyTorch
-rearranges them at every call, and does linear layers by another library. Here the weights are
-rearranged once, and an activation or a sum happens in the same pass, before the result leaves the
-cache.
+rearranges them at every call, and computes linear layers by another library. Here the weights are
+rearranged once, and GELU or a sum happens in the same pass, before the result leaves the cache.
 
 The operators are those that ``torch.compile`` emits. Where they do not apply (another device or
 type, gradients, tracing, autocast), the usual ones take their place; the values are the same.
@@ -12,24 +11,16 @@ Shapes: B batch, C channels, N rows.
 """
 
 from collections.abc import Callable
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": lambda x: x,
-    "relu": torch.relu_,
-    "gelu": F.gelu,
-}
-
 
 def _is_packable(tensor: Tensor, weight: Tensor) -> bool:
     return (
         tensor.is_cpu
-        and tensor.dtype == weight.dtype
-        and (tensor.dtype == torch.float32 or _is_bfloat16(tensor.dtype))
+        and tensor.dtype == weight.dtype == torch.float32
         and tensor.numel() > 0
         and not (torch.is_grad_enabled() and (tensor.requires_grad or weight.requires_grad))
         and not torch.compiler.is_compiling()
@@ -40,96 +31,85 @@ def _is_packable(tensor: Tensor, weight: Tensor) -> bool:
     )
 
 
-@cache
-def _is_bfloat16(dtype: torch.dtype) -> bool:
-    """Whether it is that type, and the processor has operations for it."""
-    return dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 class _Packed(nn.Module):
     """Holds a weight, a bias, and the weight as the processor likes it, made when first needed."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: str = "none") -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(
-                f"`activation` must be one of {sorted(ACTIVATIONS)}, but is {activation!r}."
-            )
         self.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
         self.bias = (
             None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
         )
-        self.activation = activation
+        self.gelu = gelu
         self._packed: Tensor | None = None
 
-    def _forget(self) -> None:
-        self._packed = None
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_Packed":
-        self._forget()
+        self._packed = None
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: object, **kwargs: object) -> None:
-        self._forget()
+        self._packed = None
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict:
-        """Neither copies nor files hold what can be made again."""
+        """Leave out of copies and files what can be made again."""
         return {**super().__getstate__(), "_packed": None}
 
+    def _finished(self, out: Tensor, summand: Tensor | None) -> Tensor:
+        """Apply GELU or add, where the usual operators computed ``out``."""
+        if summand is not None:
+            return out + summand
+        return F.gelu(out) if self.gelu else out
+
     @property
-    def _algorithm(self) -> str:
-        return "none" if self.activation == "gelu" else ""  # GELU by the error function
+    def _activation(self) -> tuple[str, list, str]:
+        """Name, scalars and algorithm (the error function's) for the operators of oneDNN."""
+        return ("gelu", [], "none") if self.gelu else ("none", [], "")
 
 
 class PackedLinear(_Packed):
-    """``activation(x W^T + b)``, or ``x W^T + b + summand``.
+    """``x W^T + b``, followed by GELU or by a sum.
 
     Args:
         weight: (C_out, C_in), copied.
         bias: (C_out,) or None.
-        activation: a key of ``ACTIVATIONS``.
+        gelu: apply GELU.
     """
 
     @classmethod
-    def of(cls, layer: nn.Linear | nn.Conv2d, activation: str = "none") -> "PackedLinear":
+    def of(cls, layer: nn.Linear | nn.Conv2d, gelu: bool = False) -> "PackedLinear":
         """A linear layer, or a 1x1 convolution for tokens."""
-        return cls(layer.weight.flatten(1), layer.bias, activation)
+        return cls(layer.weight.flatten(1), layer.bias, gelu)
 
     def forward(self, tokens: Tensor, summand: Tensor | None = None) -> Tensor:
         """(..., C_in) -> (..., C_out).
 
         Args:
             tokens: (..., C_in).
-            summand: (..., C_out) added to the result, only without an activation.
+            summand: (..., C_out) added to the result, only without GELU.
         """
-        assert summand is None or self.activation == "none", self.activation
+        assert summand is None or not self.gelu
         if not _is_packable(tokens, self.weight):
-            out = F.linear(tokens, self.weight, self.bias)
-            return ACTIVATIONS[self.activation](out) if summand is None else out + summand
+            return self._finished(F.linear(tokens, self.weight, self.bias), summand)
         if self._packed is None:
             rows = tokens.numel() // tokens.shape[-1]
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.detach(), rows)
         linear = torch.ops.mkldnn._linear_pointwise
         if summand is None:
-            return linear(tokens, self._packed, self.bias, self.activation, [], self._algorithm)
+            return linear(tokens, self._packed, self.bias, *self._activation)
         return linear.binary(tokens, summand, self._packed, self.bias, "add")
-
-    def extra_repr(self) -> str:
-        width, dim = self.weight.shape
-        return f"{dim}, {width}, activation={self.activation!r}"
 
 
 class PackedConv2d(_Packed):
-    """A convolution followed by an activation, or by a sum.
+    """A convolution followed by GELU or by a sum.
 
     Args:
         conv: without norm or activation of its own, zero padding; copied.
-        activation: a key of ``ACTIVATIONS``.
+        gelu: apply GELU.
     """
 
-    def __init__(self, conv: nn.Conv2d, activation: str = "none") -> None:
-        super().__init__(conv.weight, conv.bias, activation)
+    def __init__(self, conv: nn.Conv2d, gelu: bool = False) -> None:
+        super().__init__(conv.weight, conv.bias, gelu)
         assert conv.padding_mode == "zeros" and not isinstance(conv.padding, str), conv
         self.stride, self.padding = list(conv.stride), list(conv.padding)
         self.dilation, self.groups = list(conv.dilation), conv.groups
@@ -139,14 +119,13 @@ class PackedConv2d(_Packed):
 
         Args:
             features: (B, C_in, H, W).
-            summand: (B, C_out, H', W') added to the result, only without an activation.
+            summand: (B, C_out, H', W') added to the result, only without GELU.
         """
-        assert summand is None or self.activation == "none", self.activation
-        where = (self.padding, self.stride, self.dilation, self.groups)
+        assert summand is None or not self.gelu
         if not _is_packable(features, self.weight):
-            padding, stride, dilation, groups = where
-            out = F.conv2d(features, self.weight, self.bias, stride, padding, dilation, groups)
-            return ACTIVATIONS[self.activation](out) if summand is None else out + summand
+            where = (self.stride, self.padding, self.dilation, self.groups)
+            return self._finished(F.conv2d(features, self.weight, self.bias, *where), summand)
+        where = (self.padding, self.stride, self.dilation, self.groups)
         # Otherwise a map of one channel or one pixel counts as laid out the other way.
         features = features.contiguous(memory_format=torch.channels_last)
         if self._packed is None:
@@ -155,38 +134,6 @@ class PackedConv2d(_Packed):
             )
         conv = torch.ops.mkldnn._convolution_pointwise
         if summand is None:
-            return conv(
-                features, self._packed, self.bias, *where, self.activation, [], self._algorithm
-            )
-        return conv.binary(
-            *(features, summand, self._packed, self.bias, *where),
-            *("add", None, None, [], None),
-        )
-
-    def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, activation={self.activation!r}"
-
-
-class PackedMatrix:
-    """A matrix that several others are multiplied with, for use within one forward pass.
-
-    Args:
-        matrix: W (C_out, C_in).
-    """
-
-    def __init__(self, matrix: Tensor) -> None:
-        self._matrix = matrix
-        self._packed: Tensor | None = None
-
-    def __call__(self, rows: Tensor, summand: Tensor | None = None) -> Tensor:
-        """x (N, C_in) -> x W^T (N, C_out), plus ``summand`` (N, C_out) if there is one."""
-        if not _is_packable(rows, self._matrix):
-            product = rows @ self._matrix.mT
-            return product if summand is None else product + summand
-        if self._packed is None:
-            matrix = self._matrix.detach().contiguous()
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(matrix, len(rows))
-        linear = torch.ops.mkldnn._linear_pointwise
-        if summand is None:
-            return linear(rows, self._packed, None, "none", [], "")
-        return linear.binary(rows, summand, self._packed, None, "add")
+            return conv(features, self._packed, self.bias, *where, *self._activation)
+        added = (features, summand, self._packed, self.bias, *where)
+        return conv.binary(*added, "add", None, None, [], None)

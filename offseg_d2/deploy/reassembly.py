@@ -16,9 +16,9 @@ from offseg_d2.deploy.size_cache import SizeCache
 _NEIGHBOURS = SizeCache(12)
 
 
-def weighted_sums(vectors: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+def weighted_sums(vectors: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
     """(M, C) vectors, (N, T) int32 positions, (N, T) weights -> (N, C)."""
-    return F.embedding_bag(places, vectors, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(indices, vectors, mode="sum", per_sample_weights=weights)
 
 
 def neighbours(
@@ -41,11 +41,11 @@ def _find_neighbours(
         torch.arange(n * scale, device=like.device)[:, None] // scale + reach for n in size
     )  # (s h, k), (s w, k)
     inside = [(x >= 0) & (x < n) for x, n in zip((rows, columns), size, strict=True)]
-    places = rows.clamp(0, size[0] - 1)[:, None, :, None] * size[1]
-    places = places + columns.clamp(0, size[1] - 1)[None, :, None, :]
+    indices = rows.clamp(0, size[0] - 1)[:, None, :, None] * size[1]
+    indices = indices + columns.clamp(0, size[1] - 1)[None, :, None, :]
     mask = inside[0][:, None, :, None] & inside[1][None, :, None, :]
     shape = (-1, kernel_size**2)
-    return places.reshape(shape).int(), mask.reshape(shape).to(like.dtype)
+    return indices.reshape(shape).int(), mask.reshape(shape).to(like.dtype)
 
 
 def reassemble(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) -> Tensor:
@@ -61,9 +61,9 @@ def reassemble(features: Tensor, kernels: Tensor, kernel_size: int, scale: int =
         (B, s h, s w, C) contiguous.
     """
     batch, height, width, channels = features.shape
-    places, _ = neighbours((height, width), kernel_size, scale, features)
+    indices, _ = neighbours((height, width), kernel_size, scale, features)
     maps = features.view(batch, height * width, channels)
-    sums = [weighted_sums(m, places, k) for m, k in zip(maps, kernels, strict=True)]
+    sums = [weighted_sums(m, indices, k) for m, k in zip(maps, kernels, strict=True)]
     result = sums[0][None] if batch == 1 else torch.stack(sums)
     return result.view(batch, scale * height, scale * width, channels)
 
@@ -86,16 +86,16 @@ def bilinear_taps(positions: Tensor, width: int, height: int) -> tuple[Tensor, T
     upper, lower, share_y = _corners(y, height, step=groups * width)
     group = torch.arange(groups, device=x.device, dtype=torch.int32)
     left, right = left + group, right + group
-    places = torch.stack([upper + left, upper + right, lower + left, lower + right], dim=-1)
+    indices = torch.stack([upper + left, upper + right, lower + left, lower + right], dim=-1)
     right_lower = share_x * share_y
     right_upper, left_lower = share_x - right_lower, share_y - right_lower
     left_upper = 1 - share_x - left_lower
     weights = torch.stack([left_upper, right_upper, left_lower, right_lower], dim=-1)
-    return places.view(-1, 4), weights.view(-1, 4)
+    return indices.view(-1, 4), weights.view(-1, 4)
 
 
 def _corners(positions: Tensor, size: int, step: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Both neighbours' places along one axis, times ``step``, and the second one's share."""
+    """Positions of both neighbours along one axis, times ``step``, and the second one's share."""
     positions = positions.clamp(0, size - 1)
     low = positions.floor()
     high = (low + 1).clamp_max_(size - 1)

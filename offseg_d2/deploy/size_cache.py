@@ -21,9 +21,6 @@ class SizeCache:
         self._capacity = capacity
         self._entries: OrderedDict[Hashable, Any] = OrderedDict()
 
-    def __len__(self) -> int:
-        return len(self._entries)
-
     def get(self, size: Hashable, like: Tensor, make: Callable[[], Any]) -> Any:
         """The result for ``size``, on the device and of the type of ``like``; made if missing."""
         key = (size, like.device, like.dtype)
@@ -36,10 +33,6 @@ class SizeCache:
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)
         return found
-
-    def clear(self) -> None:
-        """Forget all, as the weights have changed."""
-        self._entries.clear()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_capacity": self._capacity, "_entries": OrderedDict()}

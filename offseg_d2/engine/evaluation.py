@@ -157,8 +157,8 @@ def evaluate(
 
     Raises:
         ConfigError: a data set has no labels and no predictions are to be written,
-            ``predictions_dir`` holds predictions of another model, or ``TEST.DEPLOY`` is asked of
-            a model that it does not know.
+            ``predictions_dir`` holds predictions of another model, or ``TEST.DEPLOY`` is True for
+            a model without a deployed form.
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("`DATASETS.TEST` must name a data set to evaluate on, but is empty.")

@@ -52,7 +52,7 @@ class Predictor:
 
     Raises:
         ConfigError: ``MODEL.WEIGHTS`` is empty, the dataset has another number of classes, or
-            ``TEST.DEPLOY`` is asked of a model that it does not know.
+            ``TEST.DEPLOY`` is True for a model without a deployed form.
         FileNotFoundError, CheckpointError: the checkpoint cannot be used.
     """
 

@@ -1,4 +1,4 @@
-"""What the inference benchmark times is what it says, and its file grows group by group."""
+"""The forms that the inference benchmark times give the same label maps."""
 
 import argparse
 import json
@@ -6,12 +6,13 @@ from pathlib import Path
 
 import inference
 import inference_forms as forms
+import numpy as np
 import pytest
 import torch
-from peers import PEERS, build_peer, run_peer
+from peers import build_peer, run_peer
 from torch import nn
 
-from tests.common import SMALL_OFFSEG, build_offseg
+from tests.common import SMALL_OFFSEG, offseg_config, spread_weights
 
 SIZE = (64, 96)
 PACKAGES = {
@@ -20,33 +21,29 @@ PACKAGES = {
     "SegFormer mit_b0": "segmentation_models_pytorch",
     "EfficientFormerV2-S1, backbone alone": "timm",
 }
+RUNTIMES = {forms.OPENVINO: "openvino", forms.ONNXRUNTIME: "onnxruntime"}
 
 
 @pytest.fixture
-def small_model() -> nn.Module:
-    return build_offseg(*SMALL_OFFSEG).requires_grad_(False)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the name, a small model."""
+    monkeypatch.setattr(forms, "own_config", lambda name: offseg_config(*SMALL_OFFSEG))
+    monkeypatch.setattr(forms, "_spread", spread_weights)
 
 
-@torch.inference_mode()
-def test_all_forms_give_the_same_logits_and_label_maps(small_model: nn.Module) -> None:
-    images = forms.make_images(2, *SIZE)
-    ways = forms.make_forms(small_model, torch.float32)
-    labels = {form: forms.to_label_maps(model, images) for form, model in ways.items()}
-    scores = {form: forms.to_logits(model, images) for form, model in ways.items()}
-    for form in (forms.EAGER, forms.DEPLOYED):
-        assert forms.largest_difference(scores[form], scores[forms.AUTHORS]) < 1e-3, form
-        same = (labels[form].long() == labels[forms.AUTHORS]).double().mean()
-        assert same >= 0.9999, form
-    assert labels[forms.AUTHORS].shape == (2, *SIZE)
-
-
-def test_authors_order_needs_more_operations(small_model: nn.Module) -> None:
-    images = forms.make_images(1, *SIZE)
-    gmacs = {
-        form: forms.count_gmacs(forms.in_form(form, torch.float32, forms.to_logits, model, images))
-        for form, model in forms.make_forms(small_model, torch.float32).items()
-    }
-    assert gmacs[forms.AUTHORS] > gmacs[forms.EAGER] > 0
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("form", forms.FORMS)
+def test_every_form_gives_the_label_maps_of_the_model(form: str, tmp_path: Path) -> None:
+    images, path = forms.make_images(2, *SIZE), str(tmp_path / "model.onnx")
+    if form in RUNTIMES:
+        pytest.importorskip("onnxscript")
+        pytest.importorskip(RUNTIMES[form])
+        forms.export_own("", path, images)
+    expected = forms.label_maps(forms.build_own(""), images).numpy()
+    actual = forms.open_form(form, "", images, path)()
+    assert actual.shape == (2, *SIZE)
+    assert len(np.unique(expected)) > 1
+    assert (actual == expected).mean() >= 0.999
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -65,35 +62,27 @@ def test_peers_give_class_ids_at_the_size_of_the_image(name: str) -> None:
 def test_every_planned_group_has_its_own_key_and_models() -> None:
     assert len({tuple(group) for group in inference.PLAN}) == len(inference.PLAN)
     planned = {group[1] for group in inference.PLAN if group[0] == "--models"}
-    assert planned <= set(forms.MODELS)
-    assert set(inference.BESIDE_PEERS) <= set(forms.MODELS)
-    assert inference.BACKBONE_ALONE in PEERS
+    assert planned | {name for name, _ in inference.BESIDE_PEERS} <= set(forms.MODELS)
 
 
-def test_open_share_counts_squares_of_several_classes() -> None:
-    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
-    assert forms.open_share(labels) == 0
+def test_boundary_share_counts_squares_of_several_classes() -> None:
+    labels = np.zeros((1, 8, 8), dtype=np.int64)
+    assert forms.boundary_share(labels) == 0
     labels[0, 0, 0] = 1
-    assert forms.open_share(labels) == 0.25
-
-
-def test_logits_that_are_not_finite_are_not_compared() -> None:
-    with pytest.raises(ValueError, match="Logits must be finite"):
-        forms.largest_difference(torch.tensor([float("nan")]), torch.zeros(1))
+    assert forms.boundary_share(labels) == 0.25
 
 
 def test_groups_of_the_same_setting_replace_each_other(tmp_path: Path) -> None:
     def group(model: str, batch: int, ms: float) -> dict:
-        setting = {"size": [512, 512], "batch": batch, "dtype": "float32", "threads": 2}
+        setting = {"size": [512, 512], "batch": batch, "threads": 2}
         return {"model": model, **setting, "rows": [{"ms": ms}]}
 
     path = str(tmp_path / "inference.json")
-    inference.merge_groups(
-        path, [group("offseg_t", 1, 5.0), group("offseg_t", 8, 6.0)], inference.KEYS
-    )
-    inference.merge_groups(
-        path, [group("offseg_t", 1, 7.0), group("offseg_b", 1, 8.0)], inference.KEYS
-    )
+    for groups in (
+        [group("offseg_t", 1, 5.0), group("offseg_t", 8, 6.0)],
+        [group("offseg_t", 1, 7.0), group("offseg_b", 1, 8.0)],
+    ):
+        inference.merge_groups(path, groups, inference.KEYS)
     written = json.loads(Path(path).read_text())["groups"]
     assert [(x["model"], x["batch"], x["rows"][0]["ms"]) for x in written] == [
         ("offseg_t", 1, 7.0),
@@ -102,26 +91,24 @@ def test_groups_of_the_same_setting_replace_each_other(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_of_a_group_are_complete(
-    small_model: nn.Module, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_form", [True, False])
+def test_rows_are_ratios_to_the_authors_order(
+    has_form: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "build_own", lambda name: small_model)
-    args = argparse.Namespace(
-        dtype="float32", batch=1, size=SIZE, compile=False, seconds=0.01, warmup=0, min_repeats=1,
-    )  # fmt: skip
-    group = inference.measure_forms(args, "offseg_t")
-    goals = [(row["goal"], row["form"]) for row in group["rows"]]
-    every = (forms.AUTHORS, forms.EAGER, forms.DEPLOYED)
-    assert goals == [(goal, form) for goal in (forms.LOGITS, forms.LABEL_MAPS) for form in every]
-    assert all(row["ms"] > 0 and row["gmacs"] > 0 for row in group["rows"])
-    assert group["rows"][0]["times_as_fast"] == 1
-    assert group["label_agreement"] >= 0.9999
+    ms = {form: 10.0 * (5 - i) for i, form in enumerate(forms.FORMS)}  # authors' order: 50
 
+    def measure(given: list, args: argparse.Namespace, path: str) -> tuple:
+        labels = np.zeros((1, *SIZE), dtype=np.int64)
+        return np.array([[ms[form]] * 3 for form, _ in given]), [labels] * len(given)
 
-def test_share_of_the_peak_is_two_operations_per_mac_and_second() -> None:
-    group = {"rows": [{"ms": 100.0, "gmacs": 5.0}, {"ms": 100.0, "gmacs": None}]}
-    inference.add_peak(
-        group, {"mm": 2e11, "packed": 1e11}
-    )  # 10 billion operations in 0.1 s are half of it
-    assert [row["share_of_gemm_peak"] for row in group["rows"]] == [0.5, None]
-    assert (group["gemm_gflops"], group["gemm_way"]) == (200, "mm")
+    monkeypatch.setattr(inference, "measure", measure)
+    monkeypatch.setattr(inference, "export_own", lambda *args: None)
+    monkeypatch.setattr(inference, "build_own", lambda name: nn.Identity())
+    monkeypatch.setattr(inference, "has_deployed_form", lambda model: has_form)
+    group = inference.measure_forms(argparse.Namespace(batch=1, size=SIZE), "offseg_t")
+    rows = {row["form"]: row for row in group["rows"]}
+    assert (forms.DEPLOYED in rows) == ("deployed_to_best_runtime" in group) == has_form
+    assert rows[forms.ONNXRUNTIME]["times_as_fast"] == 5
+    assert all(row["label_agreement"] == 1 and row["rounds"] == 3 for row in group["rows"])
+    if has_form:  # 30 ms, onnxruntime 10
+        assert group["deployed_to_best_runtime"] == 0.33

@@ -7,8 +7,7 @@ import pytest
 import torch
 from detectron2.modeling import build_model
 
-from offseg_d2.config import ConfigError, load_config
-from offseg_d2.deploy.from_config import deployed
+from offseg_d2.config import load_config
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.visualization.drawing import DrawOptions, draw_labels
 from tests.common import ROOT, SMALL_OFFSEG, assert_close, seed_all, spread_weights
@@ -107,9 +106,3 @@ def test_the_deployed_model_predicts_the_same_and_leaves_the_trained_one(weights
     fast.model.backbone.register_forward_pre_hook(lambda *_: calls.append(1))
     fast.label_map(image)
     assert not calls
-
-
-def test_models_that_cannot_be_deployed_are_refused():
-    cfg = load_config(str(CONFIG), ["TEST.DEPLOY", True])
-    with pytest.raises(ConfigError, match=r"`TEST.DEPLOY` must be False for Linear, .* but is"):
-        deployed(cfg, torch.nn.Linear(2, 2))
