@@ -3,10 +3,10 @@
 ::
 
     python tools/export_model.py --config-file F --output float.onnx --size 360 480 --batch 1 \
-        --opts MODEL.WEIGHTS W TEST.SEM_SEG.MODE whole
+        --opts MODEL.WEIGHTS W
     python tools/export_model.py --config-file F --output int8.onnx --size 360 480 --batch 1 \
         --format onnx_int8 --calibration-dataset camvid_train --calibration-images 32 \
-        --opts MODEL.WEIGHTS W TEST.SEM_SEG.MODE whole
+        --opts MODEL.WEIGHTS W
     python benchmarks/quantisation.py accuracy --files float.onnx int8.onnx --model NAME
     python benchmarks/quantisation.py speed --files float.onnx int8.onnx --model NAME
 
@@ -27,7 +27,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from offseg_d2.data import ensure_registered, read_image, read_label_map
 from offseg_d2.evaluation import count_confusion, metrics_from_confusion
-from offseg_d2.export import OnnxSegmenter
+from offseg_d2.inference.onnx import OnnxSegmenter
 
 
 def accuracy(segmenters: list[OnnxSegmenter], dataset: str, progress: str) -> dict:
@@ -64,12 +64,12 @@ def accuracy(segmenters: list[OnnxSegmenter], dataset: str, progress: str) -> di
 
 def speed(segmenters: list[OnnxSegmenter], image: np.ndarray, rounds: int) -> dict:
     """Milliseconds of the networks alone, in turn."""
-    inputs = [segmenter.network_inputs(image)[0].numpy() for segmenter in segmenters]
+    inputs = [segmenter.network_inputs(image)[0] for segmenter in segmenters]
     times = np.zeros((2, rounds + 3))
     for number in range(rounds + 3):
         for index, segmenter in enumerate(segmenters):
             begin = time.perf_counter()
-            segmenter.session.run(None, {"image": inputs[index]})
+            segmenter.session.run(inputs[index])
             times[index, number] = 1000 * (time.perf_counter() - begin)
     times = times[:, 3:]
     float_ms, int8_ms = np.median(times, axis=1)

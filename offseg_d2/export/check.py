@@ -1,7 +1,7 @@
 """Is the exported file the model? Measured on images, in the runtime that will run it."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,17 +74,21 @@ class ExportMismatchError(ValueError):
     """The exported file does not compute what the model computes."""
 
 
+Outputs = Tensor | Sequence[Tensor]
+
+
 @torch.no_grad()
 def compare(
-    reference: Callable[[Tensor], tuple[Tensor, Tensor]],
-    exported: Callable[[Tensor], tuple[Tensor, Tensor]],
+    reference: Callable[[Tensor], Outputs],
+    exported: Callable[[Tensor], Outputs],
     batches: list[Tensor],
     tolerance: Tolerance = ROUNDING,
 ) -> Comparison:
     """Run both on the same images.
 
     Args:
-        reference: images (B, 3, H, W) -> scores (B, K, H, W) and labels (B, H, W).
+        reference: images (B, 3, H, W) -> scores (B, K, H, W), labels (B, H, W), or both in this
+            order. Of labels alone no scores are compared.
         exported: the same.
         batches: images; their sizes may differ.
         tolerance: what still counts as the same.
@@ -92,7 +96,8 @@ def compare(
     difference = largest = 0.0
     equal = total = images = 0
     for batch in batches:
-        (scores, labels), (other_scores, other_labels) = reference(batch), exported(batch)
+        scores, labels = _as_pair(reference(batch))
+        other_scores, other_labels = _as_pair(exported(batch))
         # Not-a-number is no agreement, and would be lost in a maximum.
         gap = (scores - other_scores).abs().nan_to_num(nan=torch.inf)
         difference = max(difference, gap.max().item())
@@ -101,6 +106,15 @@ def compare(
         total += labels.numel()
         images += len(batch)
     return Comparison(difference, largest, equal / total, images, tolerance)
+
+
+def _as_pair(outputs: Outputs) -> Sequence[Tensor]:
+    """Scores and labels; zero in place of scores that are not there."""
+    if not isinstance(outputs, Tensor):
+        return outputs if len(outputs) == 2 else _as_pair(outputs[0])
+    if outputs.is_floating_point():
+        return outputs, outputs.argmax(dim=1)
+    return outputs.new_zeros(1, dtype=torch.float32), outputs
 
 
 def sample_images(

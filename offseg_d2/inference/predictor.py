@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from offseg_d2.config import ConfigError
 from offseg_d2.data import build_augmentations, ensure_registered
 from offseg_d2.engine import Trainer, available_device, deployed
+from offseg_d2.inference.preprocessing import to_sample
 from offseg_d2.modeling import AugmentedModel, build_evaluation_model
 from offseg_d2.visualization.overlay import to_labels
 
@@ -60,7 +60,6 @@ class Predictor:
         self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
         self._check_classes()
         self._resizes = build_augmentations(self.cfg, is_train=False)
-        self.augmentations = AugmentationList(self._resizes)
         self.model = Trainer.build_model(self.cfg).eval()
         checkpointer = Trainer.build_checkpointer(self.cfg, self.model)
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
@@ -132,12 +131,7 @@ class Predictor:
 
     def record(self, image: np.ndarray) -> dict[str, Any]:
         """What the model takes for an image."""
-        height, width = image.shape[:2]
-        aug_input = AugInput(image)
-        self.augmentations(aug_input)
-        resized = aug_input.image[..., ::-1] if self.cfg.INPUT.FORMAT == "RGB" else aug_input.image
-        planes = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)))
-        return {"image": planes, "height": height, "width": width}
+        return to_sample(image, self.input_size(*image.shape[:2]), self.cfg.INPUT.FORMAT)
 
 
 def _metadata_of(dataset_names: Sequence[str]) -> Metadata:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from offseg_d2.config import load_config
 from offseg_d2.data.datasets import ShapesParams, register_shapes
-from offseg_d2.export import OnnxSegmenter, export_onnx, load_torch
+from offseg_d2.export import export_onnx, load_torch
+from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import Predictor
 from tests.common import ROOT, assert_close, seed_all, spread_weights
 from tests.docs.pages import blocks
@@ -89,7 +90,7 @@ def areas(labels: np.ndarray) -> dict[str, int]:
 
 def run_example(file: Path, image: Path, folder: Path) -> dict[str, int]:
     """What the example of the page prints; it must not import PyTorch."""
-    example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
+    _, example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
     example += "\nimport sys\nassert not {'torch', 'detectron2', 'offseg_d2'} & set(sys.modules)"
     shutil.copy(file, folder / "fixed.onnx")
     Image.open(image).save(folder / "street.jpg", "PNG")  # as PNG, so that no pixel changes
