@@ -1,6 +1,7 @@
 """Is the exported file the model? Measured on images, in the runtime that will run it."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.export.description import ModelDescription
+
+
+class ExportMismatchError(ValueError):
+    """The exported file does not compute what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ ROUNDING = Tolerance(difference=1e-3, agreement=0.9999)  # other labels are ties
 # Mask-query models compare mask logits with 0 about half a million times on the way, to decide what
 # a query reads: where a logit is zero within rounding, the query reads one pixel more or less.
 THRESHOLDS = Tolerance(difference=5e-2, agreement=0.999)
+INT8 = Tolerance(difference=math.inf, agreement=0.8)  # below, a file is broken, not merely coarse
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,18 @@ class Comparison:
         close = self.max_difference <= self.tolerance.difference * max(self.max_score, 1.0)
         return close and self.label_agreement >= self.tolerance.agreement
 
+    def check(self, path: str) -> None:
+        """Refuse a difference beyond the tolerance.
+
+        Args:
+            path: of the file that was to be written, for the message.
+
+        Raises:
+            ExportMismatchError: if the two are not close.
+        """
+        if not self.is_close:
+            raise ExportMismatchError(f"`{path}` is not written, as it differs: {self}.")
+
     def recorded_in(self, description: ModelDescription) -> ModelDescription:
         """The description of a file that was found to differ by this much."""
         return dataclasses.replace(
@@ -70,10 +88,6 @@ class Comparison:
         return f"largest difference {self.max_difference:.2e} {scores}, {labels}"
 
 
-class ExportMismatchError(ValueError):
-    """The exported file does not compute what the model computes."""
-
-
 Outputs = Tensor | Sequence[Tensor]
 
 
@@ -81,7 +95,7 @@ Outputs = Tensor | Sequence[Tensor]
 def compare(
     reference: Callable[[Tensor], Outputs],
     exported: Callable[[Tensor], Outputs],
-    batches: list[Tensor],
+    batches: Sequence[Tensor],
     tolerance: Tolerance = ROUNDING,
 ) -> Comparison:
     """Run both on the same images.

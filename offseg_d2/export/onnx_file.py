@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare, sample_images
+from offseg_d2.export.check import Comparison, compare, sample_images
 from offseg_d2.export.description import KEY, ModelDescription
 from offseg_d2.export.folding import fold
 from offseg_d2.export.graph import SegmentationGraph
@@ -52,13 +52,11 @@ def export_onnx(
     """
     model = build_onnx(graph, description)
     run = open_session(model.SerializeToString(), path).run
-    images = list(batches or check_batches(description))
-    comparison = compare(graph, run, images, graph.tolerance)
-    if not comparison.is_close:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    comparison = compare(graph, run, batches or check_batches(description), graph.tolerance)
+    comparison.check(path)
     keep_output(model, description.output)
     describe_model(model, comparison.recorded_in(description))
-    write_model(model.SerializeToString(), path)
+    write_atomically(path, model.SerializeToString())
     return comparison
 
 
@@ -131,9 +129,3 @@ def describe_model(model: Any, description: ModelDescription) -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, description.to_json()
     model.producer_name, model.producer_version = "offseg_d2", description.version
-
-
-def write_model(content: bytes, path: str) -> None:
-    """Write an ONNX file after onnxruntime has opened it once more."""
-    open_session(content, path)
-    write_atomically(path, content)

@@ -26,12 +26,11 @@ from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from offseg_d2.data import ensure_registered, read_image
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare
+from offseg_d2.export.check import INT8, Comparison, compare
 from offseg_d2.export.description import KEY, ModelDescription
-from offseg_d2.export.onnx_file import describe_model, write_model
+from offseg_d2.export.onnx_file import describe_model
 from offseg_d2.export.sessions import open_session, require
-
-MIN_AGREEMENT = 0.8  # share of pixels; a file below it is broken, not merely coarse
+from offseg_d2.utils.io import write_atomically
 
 
 def calibration_images(dataset: str, count: int) -> Iterator[np.ndarray]:
@@ -84,12 +83,11 @@ def quantise(float_path: str, path: str, inputs: Sequence[Tensor]) -> Comparison
         model = onnx.load(target)
     quantised = open_session(model.SerializeToString(), path)
     step = max(len(inputs) // 4, 1)
-    comparison = compare(original.run, quantised.run, inputs[::step])
-    if comparison.label_agreement < MIN_AGREEMENT:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    comparison = compare(original.run, quantised.run, inputs[::step], INT8)
+    comparison.check(path)
     description = dataclasses.replace(description, precision="int8")
     describe_model(model, comparison.recorded_in(description))
-    write_model(model.SerializeToString(), path)
+    write_atomically(path, model.SerializeToString())
     return comparison
 
 

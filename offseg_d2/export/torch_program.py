@@ -11,7 +11,7 @@ import zipfile
 import torch
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare
+from offseg_d2.export.check import Comparison, compare
 from offseg_d2.export.description import ModelDescription
 from offseg_d2.export.graph import OneOutput, SegmentationGraph
 from offseg_d2.export.onnx_file import check_batches, dynamic_shapes, example_image
@@ -42,8 +42,7 @@ def export_torch(graph: SegmentationGraph, description: ModelDescription, path: 
         )
     loaded = torch.export.load(_saved(program, description)).module()  # what was just saved
     comparison = compare(module, loaded, check_batches(description), graph.tolerance)
-    if not comparison.is_close:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    comparison.check(path)
     write_atomically(path, _saved(program, comparison.recorded_in(description)).getvalue())
     return comparison
 

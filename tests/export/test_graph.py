@@ -115,7 +115,7 @@ def test_label_maps_are_of_whole_images_also_where_windows_slide(caplog):
 def test_other_models_optimized_ones_and_models_in_training_are_refused():
     with pytest.raises(TypeError, match="must be a PerPixelSegmentor or a MaskSegmentor"):
         SegmentationGraph(torch.nn.Conv2d(3, 5, 1))
-    model, _ = tiny("convs")
+    model, _ = tiny("offseg")
     with pytest.raises(TypeError, match=r"but is the result of offseg_d2\.deploy\.optimize"):
         SegmentationGraph(optimize(model))
     with pytest.raises(ValueError, match="must be in evaluation mode"):

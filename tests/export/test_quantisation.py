@@ -6,6 +6,7 @@ import pytest
 import offseg_d2.export.quantisation
 from offseg_d2.data.datasets import ShapesParams, register_shapes
 from offseg_d2.export import ExportMismatchError, calibration_images, quantise
+from offseg_d2.export.check import Tolerance
 from offseg_d2.inference.onnx import OnnxSegmenter
 from tests.export.tiny import picture
 
@@ -45,7 +46,7 @@ def test_convolutions_become_int8_with_a_scale_per_channel(dynamic_onnx, inputs,
 
 
 def test_a_broken_int8_file_is_not_written(dynamic_onnx, inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(offseg_d2.export.quantisation, "MIN_AGREEMENT", 1.01)
+    monkeypatch.setattr(offseg_d2.export.quantisation, "INT8", Tolerance(1.0, agreement=1.01))
     with pytest.raises(ExportMismatchError, match=r"int8\.onnx` is not written, as it differs"):
         quantise(str(dynamic_onnx[1]), str(tmp_path / "int8.onnx"), inputs[:1])
     assert not list(tmp_path.iterdir())

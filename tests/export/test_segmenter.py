@@ -11,7 +11,7 @@ from offseg_d2.export.description import KEY
 from offseg_d2.export.sessions import RUNTIMES
 from offseg_d2.inference.onnx import OnnxSegmenter
 from tests.common import assert_close
-from tests.export.tiny import picture, prepared, record
+from tests.export.tiny import picture, prepared, sample
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -31,13 +31,13 @@ def test_scores_of_any_size_are_those_of_the_model(dynamic_onnx, runtime):
     model, path, _ = dynamic_onnx
     segmenter = OnnxSegmenter(str(path), runtime=runtime, threads=1)
     image = picture(64, 96)
-    assert_close(segmenter(image), model([record(image)])[0]["sem_seg"], **ROUNDING)
+    assert_close(segmenter(image), model([sample(image)])[0]["sem_seg"], **ROUNDING)
     # The file takes multiples of 32 only: what the model does if it has to pad so.
     padding, _, _ = prepared("convs", "TEST.SEM_SEG.SIZE_DIVISIBILITY", 32, output="logits")
     padding.load_state_dict(model.state_dict())
     image = picture(64, 90)
     scores = segmenter(image)
-    assert_close(scores, padding([record(image)])[0]["sem_seg"], **ROUNDING)
+    assert_close(scores, padding([sample(image)])[0]["sem_seg"], **ROUNDING)
     assert np.array_equal(segmenter.label_map(image), scores.argmax(0).numpy())
     assert segmenter(picture(129, 181)).shape == (5, 129, 181)
     assert segmenter.label_map(picture(20, 9)).shape == (20, 9)
@@ -47,7 +47,7 @@ def test_label_maps_of_a_fixed_batch_are_those_of_the_model(fixed_onnx, runtime)
     model, path, _ = fixed_onnx
     segmenter = OnnxSegmenter(str(path), runtime=runtime)
     image = picture(70, 90)
-    expected = model.predict_label_maps([record(image)])[0]["sem_seg"].numpy()
+    expected = model.predict_label_maps([sample(image)])[0]["sem_seg"].numpy()
     assert np.mean(segmenter.label_map(image) == expected) > 0.9999
     labels = segmenter.label_map(np.kron(image, np.ones((2, 2, 1), dtype=np.uint8)))
     assert labels.shape == (140, 180)
@@ -69,9 +69,9 @@ def test_windows_slide_as_in_the_model(dynamic_onnx):
     )
     slides.load_state_dict(model.state_dict())
     image = picture(100, 140)
-    expected = slides([record(image)])[0]["sem_seg"]
+    expected = slides([sample(image)])[0]["sem_seg"]
     assert_close(segmenter(image), expected, **ROUNDING)
-    assert (expected - model([record(image)])[0]["sem_seg"]).abs().max() > 1e-3
+    assert (expected - model([sample(image)])[0]["sem_seg"]).abs().max() > 1e-3
     assert len(torch.cat(segmenter.network_inputs(image))) == 6
 
 
