@@ -63,6 +63,7 @@ setup(
     extras_require={
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
+        "openvino": ["openvino"],
         "timm": ["timm"],
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "web": ["gradio>=6"],

@@ -3,15 +3,14 @@
 ::
 
     python tools/export_model.py --config-file F --output float.onnx --size 360 480 --batch 1 \
-        --opts MODEL.WEIGHTS W TEST.SEM_SEG.MODE whole
+        --opts MODEL.WEIGHTS W
     python tools/export_model.py --config-file F --output int8.onnx --size 360 480 --batch 1 \
         --format onnx_int8 --calibration-dataset camvid_train --calibration-images 32 \
-        --opts MODEL.WEIGHTS W TEST.SEM_SEG.MODE whole
+        --opts MODEL.WEIGHTS W
     python benchmarks/quantisation.py accuracy --files float.onnx int8.onnx --model NAME
     python benchmarks/quantisation.py speed --files float.onnx int8.onnx --model NAME
 
-``accuracy`` evaluates both on all images of a dataset, whole images as the files take them; run
-again after an interruption, it goes on with the next image.
+``accuracy`` evaluates both on all images of a dataset, whole images as the files take them.
 ``speed`` lets them take turns on one input; reported are medians and the median of the rounds'
 ratios. Each adds its part to the JSON file, under the name of the model.
 """
@@ -27,49 +26,43 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from offseg_d2.data import ensure_registered, read_image, read_label_map
 from offseg_d2.evaluation import count_confusion, metrics_from_confusion
-from offseg_d2.export import OnnxSegmenter
+from offseg_d2.inference.onnx import OnnxSegmenter
 
 
-def accuracy(segmenters: list[OnnxSegmenter], dataset: str, progress: str) -> dict:
-    """mIoU of each, and the share of pixels with the same label; goes on where it was stopped."""
+def accuracy(segmenters: list[OnnxSegmenter], dataset: str) -> dict:
+    """mIoU of each, and the share of pixels with the same label."""
     ensure_registered([dataset])
     metadata = MetadataCatalog.get(dataset)
     num_classes = len(metadata.stuff_classes)
     counts = np.zeros((2, num_classes + 1, num_classes + 1), dtype=np.int64)
-    state = {"counts": counts, "equal": 0, "total": 0, "done": 0}
-    if os.path.exists(progress):
-        with np.load(progress, allow_pickle=False) as saved:
-            state = {key: saved[key] for key in state}
-    records = DatasetCatalog.get(dataset)
-    for record in records[int(state["done"]) :]:
-        image = read_image(record["file_name"])
-        label = read_label_map(record["sem_seg_file_name"], metadata.label_map)
+    equal = total = 0
+    samples = DatasetCatalog.get(dataset)
+    for sample in samples:
+        image = read_image(sample["file_name"])
+        label = read_label_map(sample["sem_seg_file_name"], metadata.label_map)
         predictions = [segmenter.label_map(image) for segmenter in segmenters]
-        for count, prediction in zip(state["counts"], predictions, strict=True):
+        for count, prediction in zip(counts, predictions, strict=True):
             count += count_confusion(label, prediction, num_classes, metadata.ignore_label)
-        state["equal"] += int((predictions[0] == predictions[1]).sum())
-        state["total"] += label.size
-        state["done"] += 1
-        np.savez(progress, **state)
-    os.remove(progress)
-    float_miou, int8_miou = (metrics_from_confusion(count).miou for count in state["counts"])
+        equal += int((predictions[0] == predictions[1]).sum())
+        total += label.size
+    float_miou, int8_miou = (metrics_from_confusion(count).miou for count in counts)
     return {
         "dataset": dataset,
-        "images": len(records),
+        "images": len(samples),
         "float_mIoU": round(100 * float_miou, 2),
         "int8_mIoU": round(100 * int8_miou, 2),
-        "label_agreement": round(float(state["equal"] / state["total"]), 5),
+        "label_agreement": round(equal / total, 5),
     }
 
 
 def speed(segmenters: list[OnnxSegmenter], image: np.ndarray, rounds: int) -> dict:
     """Milliseconds of the networks alone, in turn."""
-    inputs = [segmenter.network_inputs(image)[0].numpy() for segmenter in segmenters]
+    inputs = [segmenter.network_inputs(image)[0] for segmenter in segmenters]
     times = np.zeros((2, rounds + 3))
     for number in range(rounds + 3):
         for index, segmenter in enumerate(segmenters):
             begin = time.perf_counter()
-            segmenter.session.run(None, {"image": inputs[index]})
+            segmenter.session.run(inputs[index])
             times[index, number] = 1000 * (time.perf_counter() - begin)
     times = times[:, 3:]
     float_ms, int8_ms = np.median(times, axis=1)
@@ -96,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     segmenters = [OnnxSegmenter(path, threads=args.threads) for path in args.files]
     if args.part == "accuracy":
-        part = accuracy(segmenters, args.dataset, f"{args.files[1]}.{args.dataset}.npz")
+        part = accuracy(segmenters, args.dataset)
     else:
         ensure_registered([args.dataset])
         image = read_image(DatasetCatalog.get(args.dataset)[0]["file_name"])

@@ -48,6 +48,7 @@ EXTRAS: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
         "tools/export_model.py, ONNX",
         (("onnx",), ("onnxruntime", "onnxruntime-gpu"), ("onnxscript",)),
     ),
+    "openvino": ("tools/demo.py --runtime openvino", (("openvino",),)),
     "timm": ("backbones of timm", (("timm",),)),
     "deformable": ("compiled deformable attention", (("torch-ms-deform-attn",),)),
 }

@@ -7,7 +7,8 @@
 
 A checkpoint that this project trained carries its configuration; for others, and to change
 something, name it: ``--config-file F ... --opts MODEL.WEIGHTS FILE KEY VALUE``. An exported model
-needs none: ``--onnx model.onnx`` (see tools/export_model.py).
+needs none: ``--onnx model.onnx`` (see tools/export_model.py); ``--runtime openvino`` runs it by
+OpenVINO (see docs/EXPORT.md).
 
 Pictures have the names of their images, and no input is ever overwritten. ``--webcam 0`` shows a
 camera in a window, with ``--output DIR`` it is filmed into DIR/webcam.mp4 until Ctrl-C.
@@ -22,7 +23,7 @@ import sys
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.config import load_config
-from offseg_d2.export import OnnxSegmenter
+from offseg_d2.export import RUNTIMES
 from offseg_d2.inference.demo import (
     LabelMaps,
     draw_files,
@@ -31,6 +32,7 @@ from offseg_d2.inference.demo import (
     plan,
     show_camera,
 )
+from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.inference.segmenter import Segmenter
 from offseg_d2.process_memory import keep_freed_memory
@@ -47,6 +49,7 @@ def parse_args() -> argparse.Namespace:
     model.add_argument("--weights", metavar="FILE", help="checkpoint of this project")
     model.add_argument("--config-file", metavar="FILE", help="configuration; weights by --opts")
     model.add_argument("--onnx", metavar="FILE", help="exported model")
+    add("--runtime", choices=RUNTIMES, help="of --onnx; default onnxruntime")
     paths, rest = "images, videos, folders of them, quoted patterns", argparse.REMAINDER
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", nargs="+", metavar="PATH", help=paths)
@@ -69,6 +72,8 @@ def parse_args() -> argparse.Namespace:
     for name in ("opts", "deploy"):
         if args.onnx and getattr(args, name):
             parser.error(f"`--{name}` must be absent with `--onnx`, but is {getattr(args, name)}.")
+    if args.runtime and not args.onnx:
+        parser.error(f"`--runtime` must be absent without `--onnx`, but is {args.runtime}.")
     if args.max_frames < 0:
         parser.error(f"`--max-frames` must be at least 0, but is {args.max_frames}.")
     if args.webcam is not None and args.draw == "label-map":
@@ -80,7 +85,7 @@ def parse_args() -> argparse.Namespace:
 
 def load_model(args: argparse.Namespace) -> LabelMaps:
     if args.onnx:
-        return OnnxSegmenter(args.onnx)
+        return OnnxSegmenter(args.onnx, runtime=args.runtime or "onnxruntime")
     opts = [*args.opts, *(["TEST.DEPLOY", "True"] if args.deploy else [])]
     if args.weights:
         return Segmenter.from_checkpoint(args.weights, opts=opts).predictor

@@ -3,7 +3,7 @@
 ::
 
     python tools/export_model.py --config-file configs/camvid/offseg_t_offset_cpu.yaml \
-        --output offseg_t.onnx --opts MODEL.WEIGHTS model_best.pth TEST.SEM_SEG.MODE whole
+        --output offseg_t.onnx --opts MODEL.WEIGHTS model_best.pth
 
 The input is (B, 3, H, W) RGB, 0..255; normalisation is in the file, and so are class names and
 colours: ``tools/demo.py --onnx offseg_t.onnx`` needs no configuration. The file is written only if
@@ -20,13 +20,13 @@ from offseg_d2.config import load_config
 from offseg_d2.export import (
     INPUT_TYPES,
     OUTPUTS,
-    OnnxSegmenter,
-    calibration_inputs,
+    calibration_images,
     export_onnx,
     export_torch,
     prepare_export,
     quantise,
 )
+from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.utils.cli import report_user_errors
 
@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "float.onnx")
             print(f"float against PyTorch: {export_onnx(graph, description, path)}")
-            counts = (args.calibration_dataset, args.calibration_images)
-            inputs = calibration_inputs(OnnxSegmenter(path), *counts)
+            images = calibration_images(args.calibration_dataset, args.calibration_images)
+            segmenter = OnnxSegmenter(path)
+            inputs = [batch for image in images for batch in segmenter.network_inputs(image)]
             print(f"int8 against float: {quantise(path, args.output, inputs)}")
     print(f"wrote {args.output}")
 

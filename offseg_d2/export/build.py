@@ -1,15 +1,17 @@
 """From a model and its configuration to what the writers of files take."""
 
-import dataclasses
+import logging
 import math
 
 from detectron2.config import CfgNode
 from detectron2.data import Metadata
 from torch import nn
 
-from offseg_d2.export.description import ModelDescription, describe
-from offseg_d2.export.graph import SegmentationGraph, exportable_copy, size_multiple
-from offseg_d2.modeling import Swin
+from offseg_d2.export.description import ModelDescription
+from offseg_d2.export.graph import SegmentationGraph, size_multiple
+from offseg_d2.modeling import InferenceSettings, Swin
+
+logger = logging.getLogger(__name__)
 
 LEAST_MULTIPLE = 32  # sizes that may change are multiples of the coarsest stride at least
 
@@ -26,6 +28,9 @@ def prepare_export(
 ) -> tuple[SegmentationGraph, ModelDescription]:
     """Check what is asked for and build the graph and its description.
 
+    Label maps are those of whole images, also where the configuration slides a window: windows are
+    averaged before the best class is chosen. The log says so then.
+
     Args:
         model: meta-architecture of this package in evaluation mode; it is copied.
         cfg: its configuration.
@@ -38,9 +43,52 @@ def prepare_export(
     Raises:
         TypeError, ValueError: if the model cannot be exported that way.
     """
-    slides = cfg.TEST.SEM_SEG.MODE == "slide"
-    window = tuple(cfg.TEST.SEM_SEG.CROP_SIZE)
-    if (size is None or batch is None) and isinstance(getattr(model, "backbone", None), Swin):
+    graph = SegmentationGraph(
+        model, reverse_channels=cfg.INPUT.FORMAT == "BGR", pad=size is not None
+    )
+    settings = _settings(cfg, output)
+    _check_shape(graph.model, settings, size, batch)
+    mean = tuple(float(value) for value in cfg.MODEL.PIXEL_MEAN)
+    description = ModelDescription(
+        classes=tuple(str(name) for name in metadata.stuff_classes),
+        colors=tuple(tuple(color) for color in getattr(metadata, "stuff_colors", [])),
+        output=output,
+        input_type=input_type,
+        size=size,
+        multiple=math.lcm(size_multiple(graph.model), LEAST_MULTIPLE),
+        batch=batch,
+        test_scale=tuple(cfg.INPUT.RESIZE.SCALE_TEST),
+        pixel_mean=mean if cfg.INPUT.FORMAT == "RGB" else mean[::-1],
+        mode=settings.mode,
+        crop_size=settings.crop_size,
+        stride=settings.stride,
+        model=type(model).__name__,
+    )
+    return graph, description
+
+
+def _settings(cfg: CfgNode, output: str) -> InferenceSettings:
+    """How the file is to be used on an image."""
+    if cfg.TEST.SEM_SEG.TTA.ENABLED:
+        raise ValueError("`TEST.SEM_SEG.TTA.ENABLED` must be False for an export, but is True.")
+    settings = InferenceSettings.from_config(cfg)
+    if settings.mode == "whole" or output == "logits":
+        return settings
+    logger.warning(
+        "The file gives label maps of whole images. Sliding windows (`TEST.SEM_SEG.MODE`) are "
+        "averaged before the best class is chosen, so only a file of logits can be used with them."
+    )
+    return InferenceSettings()
+
+
+def _check_shape(
+    model: nn.Module,
+    settings: InferenceSettings,
+    size: tuple[int, int] | None,
+    batch: int | None,
+) -> None:
+    """Refuse a size or batch that the model cannot be exported for."""
+    if (size is None or batch is None) and isinstance(model.backbone, Swin):
         raise ValueError(
             "`size` and `batch` must be given to export a Swin backbone, whose windows and masks "
             f"are those of one input, but are {size} and {batch}."
@@ -49,22 +97,9 @@ def prepare_export(
         raise ValueError(f"`size` must be two positive numbers, but is {size}.")
     if batch is not None and batch < 1:
         raise ValueError(f"`batch` must be at least 1, but is {batch}.")
-    if slides and size is not None and size != window:
+    window = settings.crop_size
+    if settings.mode == "slide" and size is not None and size != window:
         raise ValueError(
             f"`size` must be that of a sliding window, {window[0]} x {window[1]} pixels "
             f"(`TEST.SEM_SEG.CROP_SIZE`), but is {size[0]} x {size[1]}."
         )
-    graph = SegmentationGraph(
-        exportable_copy(model), reverse_channels=cfg.INPUT.FORMAT == "BGR", pad=size is not None
-    )
-    multiple = size_multiple(model)
-    description = describe(
-        cfg,
-        metadata,
-        output=output,
-        input_type=input_type,
-        size=size,
-        multiple=math.lcm(multiple, LEAST_MULTIPLE),
-        batch=batch,
-    )
-    return graph, dataclasses.replace(description, model=type(model).__name__)

@@ -1,7 +1,8 @@
 """Is the exported file the model? Measured on images, in the runtime that will run it."""
 
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.export.description import ModelDescription
+
+
+class ExportMismatchError(ValueError):
+    """The exported file does not compute what the model computes."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ ROUNDING = Tolerance(difference=1e-3, agreement=0.9999)  # other labels are ties
 # Mask-query models compare mask logits with 0 about half a million times on the way, to decide what
 # a query reads: where a logit is zero within rounding, the query reads one pixel more or less.
 THRESHOLDS = Tolerance(difference=5e-2, agreement=0.999)
+INT8 = Tolerance(difference=math.inf, agreement=0.8)  # below, a file is broken, not merely coarse
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,18 @@ class Comparison:
         close = self.max_difference <= self.tolerance.difference * max(self.max_score, 1.0)
         return close and self.label_agreement >= self.tolerance.agreement
 
+    def check(self, path: str) -> None:
+        """Refuse a difference beyond the tolerance.
+
+        Args:
+            path: of the file that was to be written, for the message.
+
+        Raises:
+            ExportMismatchError: if the two are not close.
+        """
+        if not self.is_close:
+            raise ExportMismatchError(f"`{path}` is not written, as it differs: {self}.")
+
     def recorded_in(self, description: ModelDescription) -> ModelDescription:
         """The description of a file that was found to differ by this much."""
         return dataclasses.replace(
@@ -70,21 +88,21 @@ class Comparison:
         return f"largest difference {self.max_difference:.2e} {scores}, {labels}"
 
 
-class ExportMismatchError(ValueError):
-    """The exported file does not compute what the model computes."""
+Outputs = Tensor | Sequence[Tensor]
 
 
 @torch.no_grad()
 def compare(
-    reference: Callable[[Tensor], tuple[Tensor, Tensor]],
-    exported: Callable[[Tensor], tuple[Tensor, Tensor]],
-    batches: list[Tensor],
+    reference: Callable[[Tensor], Outputs],
+    exported: Callable[[Tensor], Outputs],
+    batches: Sequence[Tensor],
     tolerance: Tolerance = ROUNDING,
 ) -> Comparison:
     """Run both on the same images.
 
     Args:
-        reference: images (B, 3, H, W) -> scores (B, K, H, W) and labels (B, H, W).
+        reference: images (B, 3, H, W) -> scores (B, K, H, W), labels (B, H, W), or both in this
+            order. Of labels alone no scores are compared.
         exported: the same.
         batches: images; their sizes may differ.
         tolerance: what still counts as the same.
@@ -92,7 +110,8 @@ def compare(
     difference = largest = 0.0
     equal = total = images = 0
     for batch in batches:
-        (scores, labels), (other_scores, other_labels) = reference(batch), exported(batch)
+        scores, labels = _as_pair(reference(batch))
+        other_scores, other_labels = _as_pair(exported(batch))
         # Not-a-number is no agreement, and would be lost in a maximum.
         gap = (scores - other_scores).abs().nan_to_num(nan=torch.inf)
         difference = max(difference, gap.max().item())
@@ -101,6 +120,15 @@ def compare(
         total += labels.numel()
         images += len(batch)
     return Comparison(difference, largest, equal / total, images, tolerance)
+
+
+def _as_pair(outputs: Outputs) -> Sequence[Tensor]:
+    """Scores and labels; zero in place of scores that are not there."""
+    if not isinstance(outputs, Tensor):
+        return outputs if len(outputs) == 2 else _as_pair(outputs[0])
+    if outputs.is_floating_point():
+        return outputs, outputs.argmax(dim=1)
+    return outputs.new_zeros(1, dtype=torch.float32), outputs
 
 
 def sample_images(

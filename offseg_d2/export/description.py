@@ -9,9 +9,6 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from detectron2.config import CfgNode
-from detectron2.data import Metadata
-
 from offseg_d2.modeling import InferenceSettings
 from offseg_d2.version import __version__
 
@@ -100,52 +97,6 @@ class ModelDescription:
         raise ValueError(
             f"`{path}` must have description format {FORMAT}, but has {version!r}; export it again."
         )
-
-
-def describe(
-    cfg: CfgNode,
-    metadata: Metadata,
-    *,
-    output: str,
-    input_type: str,
-    size: tuple[int, int] | None,
-    multiple: int,
-    batch: int | None,
-) -> ModelDescription:
-    """The description of a model of ``cfg`` whose classes ``metadata`` names.
-
-    Args:
-        cfg: configuration of the model.
-        metadata: of its dataset.
-        output, input_type, size, multiple, batch: see :class:`ModelDescription`.
-
-    Raises:
-        ValueError: if label maps are asked for where windows overlap, or augmentation.
-    """
-    if cfg.TEST.SEM_SEG.TTA.ENABLED:
-        raise ValueError("`TEST.SEM_SEG.TTA.ENABLED` must be False for an export, but is True.")
-    settings = InferenceSettings.from_config(cfg)
-    if settings.mode == "slide" and output == "labels":
-        raise ValueError(
-            "`TEST.SEM_SEG.MODE` must be 'whole' to export label maps, as overlapping windows are "
-            "averaged before the best class is chosen, but is 'slide'; export logits or change it."
-        )
-    mean = tuple(float(value) for value in cfg.MODEL.PIXEL_MEAN)
-    return ModelDescription(
-        classes=tuple(str(name) for name in metadata.stuff_classes),
-        colors=tuple(tuple(color) for color in getattr(metadata, "stuff_colors", [])),
-        output=output,
-        input_type=input_type,
-        size=size,
-        multiple=multiple,
-        batch=batch,
-        test_scale=tuple(cfg.INPUT.RESIZE.SCALE_TEST),
-        pixel_mean=mean if cfg.INPUT.FORMAT == "RGB" else mean[::-1],
-        mode=settings.mode,
-        crop_size=settings.crop_size,
-        stride=settings.stride,
-        model=cfg.MODEL.META_ARCHITECTURE,
-    )
 
 
 def _tuples(value: Any) -> Any:

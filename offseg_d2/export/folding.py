@@ -1,32 +1,33 @@
 """Constants of an ONNX model folded, batch norms merged into convolutions: by onnxruntime.
 
-PyTorch's exporter writes every constant, and zero biases of convolutions as results of operators;
+PyTorch's exporter writes every constant, and zero biases of convolutions, as results of operators;
 those keep onnxruntime from merging batch norms when it loads the file, and a quantiser from seeing
-a convolution as one. PyTorch's own folding (``optimize=True``) takes minutes for these models and
-fails where sizes are symbols; onnxruntime's basic level takes a second and leaves standard
-operators only.
+a convolution as one. onnxruntime's basic level folds them within seconds and leaves standard
+operators only. The exporter's own way (``optimize=True``, onnxscript's optimizer) comes to as small
+a file, but takes minutes for an OffSeg model.
 """
 
 import os
 import tempfile
+from typing import Any
 
-from offseg_d2.export.constants import hold_large_results, let_go
-from offseg_d2.export.requirements import require
+from offseg_d2.export.sessions import require
 
+# A result stays computed if it is larger: positions of pixels, masks of windows, biases looked up
+# in a table. A file is then about as large as the weights; loading it folds the rest in memory.
+MAX_BYTES = 65536
 _PASSES = 2  # constants first; what they kept from being merged is merged in the second
 
 
-def fold(model):
-    """An ``onnx.ModelProto`` that computes the same with fewer operators.
-
-    Results that are larger than what they are made of stay computed, see
-    ``offseg_d2.export.constants``; the given model is changed for that.
-    """
+def fold(model: Any) -> Any:
+    """An ``onnx.ModelProto`` that computes the same with fewer operators."""
     onnx, onnxruntime = require("onnx"), require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    held = hold_large_results(model)
+    options.add_session_config_entry(
+        "optimization.constant_folding_max_output_size_in_bytes", str(MAX_BYTES)
+    )
     with tempfile.TemporaryDirectory() as folder:
         for number in range(_PASSES):
             options.optimized_model_filepath = os.path.join(folder, f"{number}.onnx")
@@ -34,5 +35,4 @@ def fold(model):
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
             model = onnx.load(options.optimized_model_filepath)
-    let_go(model, held)
     return model

@@ -1,21 +1,18 @@
 """The network as one function of tensors: image in, class scores and label map out.
 
 What an exported graph holds: normalisation, padding, backbone, head, resize to the input size,
-argmax. It repeats the last steps of the meta-architectures in a form without loops over bands and
-images, which are there to save memory and cannot be exported; tests hold the two equal.
+argmax.
 
-Shapes: B batch, Q queries, K classes, H x W input.
+Shapes: B batch, K classes, H x W input.
 """
 
 import copy
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.export.check import ROUNDING, THRESHOLDS, Tolerance
-from offseg_d2.export.compact import compact
 from offseg_d2.layers import NMF2D
 from offseg_d2.modeling import MaskSegmentor, Segmentor
 from offseg_d2.modeling.meta_arch.common import common_size, pad_to
@@ -24,7 +21,7 @@ _OPTIMIZED = "offseg_d2.deploy."
 
 
 class SegmentationGraph(nn.Module):
-    """A model of this package without dicts, for one export.
+    """A copy of a model of this package, on the CPU and without dicts, for one export.
 
     Args:
         model: in evaluation mode.
@@ -40,20 +37,8 @@ class SegmentationGraph(nn.Module):
         self, model: nn.Module, *, reverse_channels: bool = False, pad: bool = True
     ) -> None:
         super().__init__()
-        if not isinstance(model, Segmentor):
-            raise TypeError(
-                "`model` must be a PerPixelSegmentor or a MaskSegmentor to be exported, but is a "
-                f"{type(model).__name__}."
-            )
-        if any(type(part).__module__.startswith(_OPTIMIZED) for part in model.modules()):
-            # Its operators are those that PyTorch has fast forms of; other runtimes have others.
-            raise TypeError(
-                "`model` must be as it was trained to be exported, but is the result of "
-                "offseg_d2.deploy.optimize."
-            )
-        if model.training:
-            raise ValueError("`model` must be in evaluation mode to be exported, but is not.")
-        self.model = model
+        _check_exportable(model)
+        self.model = _exportable_copy(model)
         self.reverse_channels = reverse_channels
         self.pad = pad
 
@@ -74,28 +59,17 @@ class SegmentationGraph(nn.Module):
         """
         if self.reverse_channels:
             image = image.flip(1)
-        normalised = self.model.normalise(image)
-        height, width = normalised.shape[-2:]
+        images = self.model.normalise(image)
+        height, width = images.shape[-2:]
         if self.pad:
             least = max(shape.stride for shape in self.model.backbone.output_shape().values())
-            size = common_size([normalised], (least, least), size_multiple(self.model))
-            normalised = pad_to(normalised, *size)
-        scores = self._scores(normalised)
+            size = common_size([images], (least, least), size_multiple(self.model))
+            images = pad_to(images, *size)
+        scores = self.model.forward_network(images)
         if self.pad:
             scores = scores[..., :height, :width]
         labels = scores.argmax(dim=1)
         return scores, labels.to(torch.uint8) if scores.shape[1] <= 256 else labels
-
-    def _scores(self, images: Tensor) -> Tensor:
-        """Normalised and padded (B, 3, H, W) -> (B, K, H, W)."""
-        size = (images.shape[-2], images.shape[-1])
-        outputs = self.model.sem_seg_head(self.model.backbone(images))
-        if not isinstance(self.model, MaskSegmentor):
-            return F.interpolate(outputs, size=size, mode="bilinear", align_corners=False)
-        probabilities = outputs["pred_logits"].softmax(dim=-1)[..., :-1]  # (B, Q, K)
-        masks = outputs["pred_masks"]
-        masks = F.interpolate(masks, size=size, mode="bilinear", align_corners=False).sigmoid()
-        return (probabilities.mT @ masks.flatten(2)).unflatten(2, size)
 
 
 class OneOutput(nn.Module):
@@ -115,18 +89,33 @@ class OneOutput(nn.Module):
         return self.network(image)[self.index]
 
 
-def exportable_copy(model: nn.Module) -> nn.Module:
-    """A copy on the CPU without gradients; random numbers are drawn, large constants compact."""
-    model = copy.deepcopy(model).cpu().requires_grad_(False)
-    for module in model.modules():
-        if isinstance(module, NMF2D) and module.injected_bases is None:
-            module.injected_bases = module.draw_bases(1, torch.device("cpu"))
-    compact(model)
-    return model
-
-
 def size_multiple(model: Segmentor) -> int:
     """What height and width of the network's input have to be multiples of, at least 1."""
     return math.lcm(
         max(model.backbone.size_divisibility, 1), max(model.inference.size_divisibility, 1)
     )
+
+
+def _check_exportable(model: nn.Module) -> None:
+    if not isinstance(model, Segmentor):
+        raise TypeError(
+            "`model` must be a PerPixelSegmentor or a MaskSegmentor to be exported, but is a "
+            f"{type(model).__name__}."
+        )
+    if any(type(part).__module__.startswith(_OPTIMIZED) for part in model.modules()):
+        # Its operators are those that PyTorch has fast forms of; other runtimes have others.
+        raise TypeError(
+            "`model` must be as it was trained to be exported, but is the result of "
+            "offseg_d2.deploy.optimize."
+        )
+    if model.training:
+        raise ValueError("`model` must be in evaluation mode to be exported, but is not.")
+
+
+def _exportable_copy(model: nn.Module) -> nn.Module:
+    """A copy on the CPU without gradients; random bases are drawn once."""
+    model = copy.deepcopy(model).cpu().requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, NMF2D) and module.injected_bases is None:
+            module.injected_bases = module.draw_bases(1, torch.device("cpu"))
+    return model

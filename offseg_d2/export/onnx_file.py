@@ -6,29 +6,26 @@ Python integer was in the example. The price is that sizes are admitted by rule:
 
 * fixed: one height and width, any numbers; padding to what the network needs is in the graph;
 * dynamic: multiples of 32 (of more, if the model says so) from 64 on; whoever runs the file pads,
-  with the mean colour, as :class:`offseg_d2.export.OnnxSegmenter` does.
+  with the mean colour, as :class:`offseg_d2.inference.onnx.OnnxSegmenter` does.
 
 The batch is fixed or dynamic in both.
 """
 
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare, sample_images
+from offseg_d2.export.check import Comparison, compare, sample_images
 from offseg_d2.export.description import KEY, ModelDescription
 from offseg_d2.export.folding import fold
 from offseg_d2.export.graph import SegmentationGraph
-from offseg_d2.export.requirements import require
-from offseg_d2.export.runtime import open_session
+from offseg_d2.export.sessions import open_session, require
 from offseg_d2.utils.io import write_atomically
 
 OPSET = 18  # the oldest that the exporter writes without converting
-_INPUT, _OUTPUTS = "image", ("logits", "labels")
 
 
 def export_onnx(
@@ -54,31 +51,29 @@ def export_onnx(
         OSError: if a package is not installed or the file cannot be written.
     """
     model = build_onnx(graph, description)
-    session = open_session(model.SerializeToString(), path)
-    images = list(batches or check_batches(description))
-    comparison = compare(graph, runner(session), images, graph.tolerance)
-    if not comparison.is_close:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    run = open_session(model.SerializeToString(), path).run
+    comparison = compare(graph, run, batches or check_batches(description), graph.tolerance)
+    comparison.check(path)
     keep_output(model, description.output)
     describe_model(model, comparison.recorded_in(description))
-    write_model(model.SerializeToString(), path)
+    write_atomically(path, model.SerializeToString())
     return comparison
 
 
-def build_onnx(graph: SegmentationGraph, description: ModelDescription):
+def build_onnx(graph: SegmentationGraph, description: ModelDescription) -> Any:
     """Translate the graph: an ``onnx.ModelProto`` with the outputs "logits" and "labels"."""
     require("onnxscript")
-    example = example_image(description)
-    with torch.no_grad(), _quiet():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's remarks on itself
         program = torch.onnx.export(
             graph.eval(),
-            (example,),
+            (example_image(description),),
             dynamo=True,
             optimize=False,  # see offseg_d2.export.folding
             verbose=False,
             opset_version=OPSET,
-            input_names=[_INPUT],
-            output_names=list(_OUTPUTS),
+            input_names=["image"],
+            output_names=["logits", "labels"],
             dynamic_shapes=dynamic_shapes(description),
         )
     assert program is not None, "the exporter gives a program where dynamo is True"
@@ -118,43 +113,19 @@ def dynamic_shapes(description: ModelDescription) -> dict[str, dict] | None:
     if description.size is None:
         for axis, name in ((2, "rows"), (3, "columns")):
             axes[axis] = description.multiple * torch.export.Dim(name, min=2, max=4096)
-    return {_INPUT: axes} if axes else None
+    return {"image": axes} if axes else None
 
 
-def runner(session):
-    """A session with both outputs as a function of tensors."""
-
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        logits, labels = session.run(list(_OUTPUTS), {_INPUT: images.numpy()})
-        return torch.from_numpy(logits), torch.from_numpy(np.ascontiguousarray(labels))
-
-    return run
-
-
-def keep_output(model, name: str) -> None:
+def keep_output(model: Any, name: str) -> None:
     """Remove the other output of a ``ModelProto``; what only it needs goes when it is loaded."""
     for output in list(model.graph.output):
         if output.name != name:
             model.graph.output.remove(output)
 
 
-def describe_model(model, description: ModelDescription) -> None:
+def describe_model(model: Any, description: ModelDescription) -> None:
     """Put the description into a ``ModelProto``, in place of what it says so far."""
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = KEY, description.to_json()
     model.producer_name, model.producer_version = "offseg_d2", description.version
-
-
-def write_model(content: bytes, path: str) -> None:
-    """Write an ONNX file after onnxruntime has opened it once more."""
-    open_session(content, path)
-    write_atomically(path, content)
-
-
-@contextmanager
-def _quiet():
-    """Without the exporter's remarks on itself."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -17,37 +17,31 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
 from offseg_d2.data import ensure_registered, read_image
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare
-from offseg_d2.export.onnx_file import describe_model, write_model
-from offseg_d2.export.requirements import require
-from offseg_d2.export.runtime import OnnxSegmenter
-
-OPERATORS = ("Conv",)
-# Parts of the names of weights whose convolutions stay float: FreqFusion's kernels and positions.
-# A precaution that costs little: on CamVid MobileNetV2-OffSeg is as accurate without it.
-SENSITIVE = (".low_pass_encoder.", ".high_pass_encoder.", ".sampler.")
-MIN_AGREEMENT = 0.8  # share of pixels; a file below it is broken, not merely coarse
+from offseg_d2.export.check import INT8, Comparison, compare
+from offseg_d2.export.description import KEY, ModelDescription
+from offseg_d2.export.onnx_file import describe_model
+from offseg_d2.export.sessions import open_session, require
+from offseg_d2.utils.io import write_atomically
 
 
-def calibration_inputs(segmenter: OnnxSegmenter, dataset: str, count: int) -> list[Tensor]:
-    """What the network sees of ``count`` images, evenly spread over a dataset.
+def calibration_images(dataset: str, count: int) -> Iterator[np.ndarray]:
+    """``count`` images, evenly spread over a dataset.
 
     Args:
-        segmenter: the float model.
         dataset: registered name, such as "camvid_train".
         count: number of images; all if the dataset has fewer.
 
-    Returns:
-        batches (B, 3, H, W), windows of images among them.
+    Yields:
+        (H, W, 3) uint8 BGR.
 
     Raises:
         ValueError: if ``count`` is below 1 or the dataset is unknown.
@@ -55,30 +49,19 @@ def calibration_inputs(segmenter: OnnxSegmenter, dataset: str, count: int) -> li
     if count < 1:
         raise ValueError(f"`--calibration-images` must be at least 1, but is {count}.")
     ensure_registered([dataset])
-    records = DatasetCatalog.get(dataset)
-    step = max(len(records) / count, 1)
-    chosen = [records[int(i * step)] for i in range(min(count, len(records)))]
-    return [
-        batch
-        for record in chosen
-        for batch in segmenter.network_inputs(read_image(record["file_name"]))
-    ]
+    samples = DatasetCatalog.get(dataset)
+    step = max(len(samples) / count, 1)
+    for i in range(min(count, len(samples))):
+        yield read_image(samples[int(i * step)]["file_name"])
 
 
-def quantise(
-    float_path: str,
-    path: str,
-    inputs: Sequence[Tensor],
-    *,
-    excluded: Iterable[str] = SENSITIVE,
-) -> Comparison:
+def quantise(float_path: str, path: str, inputs: Sequence[Tensor]) -> Comparison:
     """Write the int8 form of an ONNX file.
 
     Args:
         float_path: a local file by :func:`offseg_d2.export.export_onnx`.
         path: of the int8 file; appears complete or not at all.
-        inputs: calibration images as the network sees them.
-        excluded: parts of the names of weights whose convolutions stay float.
+        inputs: calibration images as the network sees them, batches (B, 3, H, W).
 
     Returns:
         how far the int8 file is from the float one on a few of the calibration images.
@@ -88,30 +71,23 @@ def quantise(
         OSError: if a package is not installed or a file cannot be written.
     """
     onnx = require("onnx")
-    segmenter = OnnxSegmenter(float_path)
     with PathManager.open(float_path, "rb") as file:
-        model = onnx.load(file)
+        content = file.read()
+    original = open_session(content, float_path)
+    description = ModelDescription.from_json(original.metadata[KEY], float_path)
+    model = onnx.load_from_string(content)
     _unshare_parameters(model)
-    parts = tuple(excluded)
-    floats = [
-        node.name
-        for node in model.graph.node
-        if node.op_type == "Conv" and any(part in node.input[1] for part in parts)
-    ]
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, "int8.onnx")
-        _quantise(model, target, inputs, floats)
+        _quantise(model, target, inputs)
         model = onnx.load(target)
-    session = require("onnxruntime").InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    quantised = open_session(model.SerializeToString(), path)
     step = max(len(inputs) // 4, 1)
-    comparison = compare(_runner(segmenter.session), _runner(session), list(inputs[::step]))
-    if comparison.label_agreement < MIN_AGREEMENT:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
-    description = dataclasses.replace(segmenter.description, precision="int8")
+    comparison = compare(original.run, quantised.run, inputs[::step], INT8)
+    comparison.check(path)
+    description = dataclasses.replace(description, precision="int8")
     describe_model(model, comparison.recorded_in(description))
-    write_model(model.SerializeToString(), path)
+    write_atomically(path, model.SerializeToString())
     return comparison
 
 
@@ -126,15 +102,15 @@ def _unshare_parameters(model: Any) -> None:
     for node in model.graph.node:
         if node.op_type != "Conv":
             continue
-        for place, name in list(enumerate(node.input))[1:]:
+        for index, name in list(enumerate(node.input))[1:]:
             if name in used and name in initializers:
                 copy = model.graph.initializer.add()
                 copy.CopyFrom(initializers[name])
-                copy.name = node.input[place] = f"{name}_of_{node.output[0]}"
+                copy.name = node.input[index] = f"{name}_of_{node.output[0]}"
             used.add(name)
 
 
-def _quantise(source: Any, target: str, inputs: Sequence[Tensor], excluded: list[str]) -> None:
+def _quantise(source: Any, target: str, inputs: Sequence[Tensor]) -> None:
     quantization = require("onnxruntime.quantization")
 
     class Reader(quantization.CalibrationDataReader):
@@ -152,25 +128,12 @@ def _quantise(source: Any, target: str, inputs: Sequence[Tensor], excluded: list
             target,
             Reader(),
             quant_format=quantization.QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS),
+            op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            nodes_to_exclude=excluded,
             calibrate_method=quantization.CalibrationMethod.MinMax,
             extra_options={"CalibMovingAverage": True},
         )
     finally:
         logging.disable(logging.NOTSET)
-
-
-def _runner(session):
-    """A session with one output as a function that gives scores, if any, and labels."""
-
-    def run(images: Tensor) -> tuple[Tensor, Tensor]:
-        output = torch.from_numpy(session.run(None, {"image": images.numpy()})[0])
-        if output.is_floating_point():
-            return output, output.argmax(dim=1)
-        return torch.zeros(1), output
-
-    return run

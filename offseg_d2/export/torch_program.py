@@ -10,9 +10,8 @@ import zipfile
 
 import torch
 from detectron2.utils.file_io import PathManager
-from torch import Tensor
 
-from offseg_d2.export.check import Comparison, ExportMismatchError, compare
+from offseg_d2.export.check import Comparison, compare
 from offseg_d2.export.description import ModelDescription
 from offseg_d2.export.graph import OneOutput, SegmentationGraph
 from offseg_d2.export.onnx_file import check_batches, dynamic_shapes, example_image
@@ -42,14 +41,8 @@ def export_torch(graph: SegmentationGraph, description: ModelDescription, path: 
             module, (example_image(description),), dynamic_shapes=dynamic_shapes(description)
         )
     loaded = torch.export.load(_saved(program, description)).module()  # what was just saved
-    comparison = compare(
-        lambda images: _as_pair(module(images)),
-        lambda images: _as_pair(loaded(images)),
-        check_batches(description),
-        graph.tolerance,
-    )
-    if not comparison.is_close:
-        raise ExportMismatchError(f"`{path}` is not written, as it differs: {comparison}.")
+    comparison = compare(module, loaded, check_batches(description), graph.tolerance)
+    comparison.check(path)
     write_atomically(path, _saved(program, comparison.recorded_in(description)).getvalue())
     return comparison
 
@@ -91,10 +84,3 @@ def _saved(program: torch.export.ExportedProgram, description: ModelDescription)
     torch.export.save(program, buffer, extra_files={DESCRIPTION_FILE: description.to_json()})
     buffer.seek(0)
     return buffer
-
-
-def _as_pair(output: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores and labels of one output; of a label map no scores can be compared."""
-    if output.is_floating_point():
-        return output, output.argmax(dim=1)
-    return output.new_zeros(1, dtype=torch.float32), output

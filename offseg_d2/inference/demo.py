@@ -24,7 +24,7 @@ from offseg_d2.visualization.overlay import legend, side_by_side
 
 
 class LabelMaps(Protocol):
-    """A predictor: :class:`.predictor.Predictor` or :class:`.export.OnnxSegmenter`.
+    """A predictor: :class:`.predictor.Predictor` or :class:`.onnx.OnnxSegmenter`.
 
     One that has ``label_maps(images)``, and ``input_size(height, width)`` to tell which images go
     together, as these two, is given batches.

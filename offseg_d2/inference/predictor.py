@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.data.transforms import AugInput, AugmentationList
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from offseg_d2.checkpoint import build_checkpointer
 from offseg_d2.config import ConfigError
-from offseg_d2.data import build_augmentations, ensure_registered, to_planes
+from offseg_d2.data import build_augmentations, ensure_registered
+from offseg_d2.inference.preprocessing import to_sample
 from offseg_d2.modeling import (
     AugmentedModel,
     available_device,
@@ -66,7 +66,6 @@ class Predictor:
         self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
         self._check_classes()
         self._resizes = build_augmentations(self.cfg, is_train=False)
-        self.augmentations = AugmentationList(self._resizes)
         self.model = build_model(self.cfg).eval()
         checkpointer = build_checkpointer(self.cfg, self.model)
         checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
@@ -145,11 +144,7 @@ class Predictor:
 
     def sample(self, image: np.ndarray) -> dict[str, Any]:
         """Resize an image (H, W, 3) BGR to the test scale and lay it out as the model takes it."""
-        height, width = image.shape[:2]
-        aug_input = AugInput(image)
-        self.augmentations(aug_input)
-        planes = to_planes(aug_input.image, swap=self.cfg.INPUT.FORMAT == "RGB")
-        return {"image": planes, "height": height, "width": width}
+        return to_sample(image, self.input_size(*image.shape[:2]), self.cfg.INPUT.FORMAT)
 
 
 def _metadata_of(dataset_names: Sequence[str]) -> Metadata:

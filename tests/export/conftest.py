@@ -6,29 +6,37 @@ from pathlib import Path
 import pytest
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.export import export_onnx
+from offseg_d2.export import export_onnx, export_torch
 from tests.export.tiny import prepared
+
+
+def written(factory, export, **options):
+    """A model of convolutions, its exported file and the comparison."""
+    path: Path = factory.mktemp("exported") / "model"
+    model, graph, description = prepared("convs", **options)
+    return model, path, export(graph, description, str(path))
+
+
+@pytest.fixture(scope="session")
+def dynamic_torch(tmp_path_factory):
+    """For any size and batch, logits."""
+    return written(tmp_path_factory, export_torch, output="logits")
 
 
 @pytest.fixture(scope="session")
 def dynamic_onnx(tmp_path_factory):
-    """A model for any size and batch, logits: the model, its file and the comparison."""
+    """For any size and batch, logits."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    path: Path = tmp_path_factory.mktemp("onnx") / "dynamic.onnx"
-    model, graph, description = prepared("convs", output="logits")
-    return model, path, export_onnx(graph, description, str(path))
+    return written(tmp_path_factory, export_onnx, output="logits")
 
 
 @pytest.fixture(scope="session")
 def fixed_onnx(tmp_path_factory):
-    """A model for two images of 70 x 90 bytes, label maps: the model, its file, the comparison."""
+    """For two images of 70 x 90 bytes, label maps."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    path: Path = tmp_path_factory.mktemp("onnx") / "fixed.onnx"
-    options = {"input_type": "uint8", "size": (70, 90), "batch": 2}
-    model, graph, description = prepared("convs", **options)
-    return model, path, export_onnx(graph, description, str(path))
+    return written(tmp_path_factory, export_onnx, input_type="uint8", size=(70, 90), batch=2)
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import torch
 
 from offseg_d2.deploy import optimize
 from offseg_d2.export import ModelDescription, SegmentationGraph, prepare_export, sample_images
-from offseg_d2.export.graph import exportable_copy
 from tests.common import assert_close
 from tests.export.tiny import CLASSES, COLORS, METADATA, prepared, tiny
 
@@ -42,7 +41,7 @@ def test_a_model_of_bgr_images_reads_rgb_through_the_graph():
 @torch.no_grad()
 def test_the_copy_draws_the_bases_of_the_decomposition_once():
     model, _ = tiny("segnext", "MODEL.LIGHT_HAM.RANDOM_BASES", True)
-    graph = SegmentationGraph(exportable_copy(model))
+    graph = SegmentationGraph(model)
     images = sample_images(1, (64, 64), torch.float32)
     assert torch.equal(graph(images)[0], graph(images)[0])
     scores = [model([{"image": images[0]}])[0]["sem_seg"] for _ in range(2)]
@@ -78,7 +77,6 @@ def test_a_description_of_another_format_is_refused():
 @pytest.mark.parametrize(
     ("opts", "options", "message"),
     [
-        (("TEST.SEM_SEG.MODE", "slide"), {}, "must be 'whole' to export label maps"),
         (("TEST.SEM_SEG.TTA.ENABLED", True), {}, "`TEST.SEM_SEG.TTA.ENABLED` must be False"),
         (
             (
@@ -103,10 +101,21 @@ def test_a_swin_backbone_needs_a_fixed_size_and_batch(swin, options):
         prepare_export(*swin, METADATA, **options)
 
 
-def test_foreign_models_optimized_ones_and_models_in_training_are_refused():
+def test_label_maps_are_of_whole_images_also_where_windows_slide(caplog):
+    opts = ("TEST.SEM_SEG.MODE", "slide")
+    with caplog.at_level("WARNING", logger="offseg_d2"):
+        _, _, description = prepared("convs", *opts, size=(70, 90))
+    assert description.mode == "whole" and description.size == (70, 90)
+    assert "label maps of whole images" in caplog.text
+    caplog.clear()
+    assert prepared("convs", *opts, output="logits")[2].mode == "slide"
+    assert not caplog.text
+
+
+def test_other_models_optimized_ones_and_models_in_training_are_refused():
     with pytest.raises(TypeError, match="must be a PerPixelSegmentor or a MaskSegmentor"):
         SegmentationGraph(torch.nn.Conv2d(3, 5, 1))
-    model, _ = tiny("convs")
+    model, _ = tiny("offseg")
     with pytest.raises(TypeError, match=r"but is the result of offseg_d2\.deploy\.optimize"):
         SegmentationGraph(optimize(model))
     with pytest.raises(ValueError, match="must be in evaluation mode"):

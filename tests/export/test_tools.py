@@ -1,6 +1,7 @@
 """tools/export_model.py, and tools/demo.py with its files."""
 
 import ast
+import importlib.util
 import runpy
 import shutil
 import subprocess
@@ -17,7 +18,8 @@ from PIL import Image
 
 from offseg_d2.config import load_config
 from offseg_d2.data.datasets import ShapesParams, register_shapes
-from offseg_d2.export import OnnxSegmenter, export_onnx, load_torch
+from offseg_d2.export import RUNTIMES, export_onnx, load_torch
+from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import Predictor
 from tests.common import ROOT, assert_close, seed_all, spread_weights
 from tests.docs.pages import blocks
@@ -64,18 +66,21 @@ def test_an_exported_file_draws_what_the_checkpoint_draws(call, weights, tmp_pat
     images, file = tmp_path / "images", tmp_path / "model.onnx"
     images.mkdir()
     cv2.imwrite(str(images / "one.png"), picture(64, 96))
-    opts = ("--opts", *SMALL, "MODEL.WEIGHTS", weights)
+    # A window larger than the image: the model sees the whole image as the file does.
+    opts = ("--opts", *SMALL, "MODEL.WEIGHTS", weights, "TEST.SEM_SEG.MODE", "slide")
     status, out, _ = call(
         *("export_model.py", "--config-file", CONFIG, "--output", file),
         *("--size", 64, 96, "--batch", 1, *opts),
     )
-    assert status == 0
+    assert status == 0 and "The file gives label maps of whole images" in out
     assert "against PyTorch: largest difference" in out and "same labels at 100.0000 %" in out
     common = ("--input", images, "--side-by-side", "--output")
-    assert call("demo.py", "--onnx", file, *common, tmp_path / "of_file")[0] == 0
     assert call("demo.py", "--config-file", CONFIG, *common, tmp_path / "of_model", *opts)[0] == 0
-    drawn = [cv2.imread(str(tmp_path / name / "one.png")) for name in ("of_file", "of_model")]
-    assert np.array_equal(*drawn)
+    expected = cv2.imread(str(tmp_path / "of_model/one.png"))
+    for runtime in filter(importlib.util.find_spec, RUNTIMES):
+        folder = tmp_path / runtime
+        assert call("demo.py", "--onnx", file, "--runtime", runtime, *common, folder)[0] == 0
+        assert np.array_equal(cv2.imread(str(folder / "one.png")), expected)
     assert "shapes_val" not in OnnxSegmenter(str(file)).metadata.name
     labels = OnnxSegmenter(str(file)).label_map(picture(64, 96))
     assert run_example(file, images / "one.png", tmp_path) == areas(labels)
@@ -89,7 +94,7 @@ def areas(labels: np.ndarray) -> dict[str, int]:
 
 def run_example(file: Path, image: Path, folder: Path) -> dict[str, int]:
     """What the example of the page prints; it must not import PyTorch."""
-    example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
+    _, example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
     example += "\nimport sys\nassert not {'torch', 'detectron2', 'offseg_d2'} & set(sys.modules)"
     shutil.copy(file, folder / "fixed.onnx")
     Image.open(image).save(folder / "street.jpg", "PNG")  # as PNG, so that no pixel changes
@@ -138,25 +143,23 @@ def test_an_archive_of_the_tool_gives_the_scores_of_the_model(call, weights, tmp
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("script", "arguments", "message"),
     [
+        ("export_model.py", ("--format", "onnx_int8"), "`--calibration-dataset` must be"),
         (
-            ("--format", "onnx_int8"),
-            "`--calibration-dataset` must be given with `--format onnx_i",
+            "export_model.py",
+            ("--calibration-dataset", "x"),
+            "`--calibration-dataset` must be given",
         ),
-        (("--calibration-dataset", "shapes_train"), "`--calibration-dataset` must be given with"),
-        (("--predict", "colours"), "invalid choice"),
+        ("export_model.py", ("--predict", "colours"), "invalid choice"),
+        ("demo.py", ("--onnx", "x", "--opts", "SEED", 1), "`--opts` must be absent with `--onnx`"),
+        ("demo.py", ("--weights", "x", "--runtime", "openvino"), "`--runtime` must be absent"),
     ],
 )
-def test_contradicting_arguments_are_told(call, arguments, message):
-    status, _, err = call("export_model.py", "--config-file", CONFIG, "--output", "x", *arguments)
+def test_contradicting_arguments_are_refused(call, script, arguments, message):
+    common = ("--config-file", CONFIG) if script == "export_model.py" else ("--input", "x")
+    status, _, err = call(script, *common, "--output", "x", *arguments)
     assert status == 2 and message in err
-
-
-def test_options_of_the_configuration_do_not_go_with_a_file(call, tmp_path):
-    arguments = ("--onnx", "x.onnx", "--input", tmp_path, "--output", tmp_path / "out")
-    status, _, err = call("demo.py", *arguments, "--opts", "MODEL.DEVICE", "cpu")
-    assert status == 2 and "`--opts` must be absent with `--onnx`" in err
 
 
 def test_a_file_that_is_no_model_is_one_sentence(call, tmp_path):

@@ -7,6 +7,7 @@ of class probability times mask probability.
 Shapes: B batch, Q queries, K classes, (H, W) the network's input.
 """
 
+import contextlib
 from typing import Any
 
 import torch
@@ -58,7 +59,12 @@ class MaskSegmentor(Segmentor):
         height, width = images.shape[-2:]
         probabilities, masks, resized = self._forward_queries(images)
         masks = resize_logits(masks, resized)[..., :height, :width].sigmoid()
-        with torch.autocast(masks.device.type, enabled=False):
+        device = masks.device.type
+        with (
+            torch.autocast(device, enabled=False)
+            if torch.is_autocast_enabled(device)
+            else contextlib.nullcontext()
+        ):
             return torch.einsum("bqk,bqhw->bkhw", probabilities.to(masks), masks)
 
     def forward_scores(self, images: Tensor) -> list[Scores]:
