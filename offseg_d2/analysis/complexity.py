@@ -158,7 +158,7 @@ def count_macs(model: nn.Module, *inputs: Tensor, fake: bool = True, warm_up: bo
             kinds = Counter({CONVOLUTION_BIAS: 0})
             for operator, flops in operators.items():
                 kinds[kind_of(operator)] += flops // 2
-            bias_flops = biases.flop_counts[name]
-            kinds[CONVOLUTION_BIAS] += sum(bias_flops[operator] for operator in BIAS_FORMULAS) // 2
+            for operator, flops in biases.flop_counts[name].items():
+                kinds[CONVOLUTION_BIAS] += flops // 2 if kind_of(operator) == CONVOLUTION else 0
             by_module["" if name == "Global" else name.removeprefix(root)] = dict(kinds)
     return Macs(by_module)

@@ -29,7 +29,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import sdpa_flop
+from torch.utils.flop_counter import sdpa_flop_count
 
 CONVOLUTION = "convolution"
 CONVOLUTION_BIAS = "convolution bias"
@@ -43,7 +43,6 @@ KINDS = (CONVOLUTION, MATRIX, ELEMENTWISE, NORM, SAMPLING, RESIZE)
 
 # Arguments of an operation, with shapes in place of tensors, and `out_shape` -> FLOPs.
 Formula = Callable[..., int]
-_CONVOLUTIONS = ("convolution", "_convolution", "mkldnn._convolution_pointwise")
 
 
 def _first(shape: Any) -> torch.Size:
@@ -92,6 +91,12 @@ def _vector_product(left: torch.Size, right: torch.Size, *, out_shape: torch.Siz
     return 2 * prod(left)
 
 
+def _attention(
+    queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(queries, keys, values)
+
+
 def _packed_linear(image: torch.Size, *args: Any, out_shape: torch.Size) -> int:
     return 2 * prod(out_shape) * image[-1]
 
@@ -128,7 +133,7 @@ _TABLE: list[tuple[str, Formula, list[Any]]] = [
     (CONVOLUTION, _packed_convolution, _operators("mkldnn._convolution_pointwise")),
     (MATRIX, _vector_product, _operators("mv", "dot")),
     (MATRIX, _packed_linear, _operators("mkldnn._linear_pointwise", "mkl._mkl_linear")),
-    (MATRIX, sdpa_flop, _operators("_scaled_dot_product_flash_attention_for_cpu")),
+    (MATRIX, _attention, _operators("_scaled_dot_product_flash_attention_for_cpu")),
     (ELEMENTWISE, _per_value(1), _operators("mul", "addcmul", "lerp")),
     (ELEMENTWISE, _vector_norm, _operators("linalg_vector_norm")),
     (ELEMENTWISE, _power, _operators("pow")),
@@ -136,14 +141,22 @@ _TABLE: list[tuple[str, Formula, list[Any]]] = [
     (NORM, _per_value(2), _operators("native_group_norm", "native_layer_norm")),
     (SAMPLING, _grid_sample, _operators("grid_sampler_2d")),
     (SAMPLING, _embedding_bag, _operators("_embedding_bag", "_embedding_bag_forward_only")),
+    (RESIZE, _per_value(0), _operators("upsample_nearest2d")),
     (RESIZE, _resize(4), _operators("upsample_bilinear2d", "_upsample_bilinear2d_aa")),
     (RESIZE, _resize(16), _operators("upsample_bicubic2d", "_upsample_bicubic2d_aa")),
 ]
 # For `FlopCounterMode(custom_mapping=...)`: all operations, and the biases of convolutions instead.
-FORMULAS = {operator: formula for _, formula, group in _TABLE for operator in group}
-BIAS_FORMULAS = dict.fromkeys(_operators(*_CONVOLUTIONS), _convolution_bias)
+# Overloads named as well are not decomposed into others, such as those that compute indices.
+FORMULAS = {
+    key: formula
+    for _, formula, group in _TABLE
+    for operator in group
+    for key in (operator, getattr(operator, "default", operator))
+}
+_CONVOLUTION_OPERATORS = _operators("convolution", "_convolution", "mkldnn._convolution_pointwise")
+BIAS_FORMULAS = {**FORMULAS, **dict.fromkeys(_CONVOLUTION_OPERATORS, _convolution_bias)}
 _KIND_OF = {operator: kind for kind, _, group in _TABLE for operator in group}
-_KIND_OF |= dict.fromkeys(BIAS_FORMULAS, CONVOLUTION)
+_KIND_OF |= dict.fromkeys(_CONVOLUTION_OPERATORS, CONVOLUTION)
 
 
 def kind_of(operator: Any) -> str:

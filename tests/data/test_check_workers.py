@@ -40,6 +40,13 @@ def note_process(folder: str) -> None:
     time.sleep(0.02)
 
 
+def check_or_die(sample, lut):
+    """Check a pair; one file ends the process."""
+    if sample["file_name"].endswith("b.jpg"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return check_pair(sample, lut)
+
+
 def is_alive(pid: int) -> bool:
     """True if the process still runs; a zombie does not."""
     try:
@@ -56,7 +63,7 @@ def collect(function, tasks, workers):
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_each_task_has_its_result(workers):
-    tasks = list(range(200))
+    tasks = list(range(20, 220))
     assert collect(square, tasks, workers) == [task * task for task in tasks]
     assert collect(square, [], workers) == []
 
@@ -82,7 +89,7 @@ def test_processes_that_keep_dying_end_the_work_with_a_hint():
 
 
 def test_work_that_is_given_up_leaves_no_process_behind():
-    outcomes = run_in_workers(square, list(range(500)), 2)
+    outcomes = run_in_workers(square, list(range(20, 520)), 2)
     next(outcomes)
     outcomes.close()
     assert not multiprocessing.active_children()
@@ -109,11 +116,6 @@ def test_processes_leave_when_the_one_that_started_them_is_killed(tmp_path):
 
 def test_file_that_kills_its_reader_is_named_and_the_others_are_checked(tmp_path, monkeypatch):
     write_folder(tmp_path)
-
-    def check_or_die(sample, lut):
-        if sample["file_name"].endswith("b.jpg"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return check_pair(sample, lut)
 
     monkeypatch.setattr(check_module, "check_pair", check_or_die)
     (report,) = check_datasets([f"folder:{tmp_path}:train"], workers=2)

@@ -71,27 +71,33 @@ def run_in_workers(
 def _run_one_by_one(
     function: Callable[[Any], Any], tasks: Sequence[Any], workers: int
 ) -> Iterator[Any]:
-    """Call ``function`` on each task in a process of its own."""
+    """Call ``function`` on each task in a process of its own, in a second one if that dies."""
     lost_in_a_row = 0
     for task in tasks:
-        pipe, far_end = _CONTEXT.Pipe(duplex=False)
-        process = _CONTEXT.Process(target=_send_result, args=(function, task, far_end), daemon=True)
-        process.start()
-        far_end.close()  # held by the process alone, the pipe breaks when it dies
-        try:
-            result = pipe.recv()
-            lost_in_a_row = 0
-        except EOFError:
-            process.join()
-            result = WorkerDeath(_describe_end(process.exitcode or 0))
-            lost_in_a_row += 1
-        process.join()
+        result = _run_alone(function, task)
+        if isinstance(result, WorkerDeath):
+            result = _run_alone(function, task)
+        lost_in_a_row = lost_in_a_row + 1 if isinstance(result, WorkerDeath) else 0
         if lost_in_a_row == _MAX_LOST_IN_A_ROW:
             raise WorkersError(
                 f"Worker processes keep dying (the last one was {result.reason}); is there memory "
                 f"for {workers} of them? `--workers` sets their number."
             )
         yield result
+
+
+def _run_alone(function: Callable[[Any], Any], task: Any) -> Any:
+    pipe, far_end = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_send_result, args=(function, task, far_end), daemon=True)
+    process.start()
+    far_end.close()  # held by the process alone, the pipe breaks when it dies
+    try:
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        return WorkerDeath(_describe_end(process.exitcode or 0))
+    finally:
+        process.join()
 
 
 def _send_result(function: Callable[[Any], Any], task: Any, pipe: Connection) -> None:
