@@ -54,7 +54,7 @@ def _per_value(macs: int) -> Formula:
     return lambda *args, out_shape, **kwargs: 2 * macs * prod(_first(out_shape))
 
 
-def _power(base: torch.Size, exponent: Any, *, out_shape: torch.Size) -> int:
+def _power(base: torch.Size, exponent: Any, *, out_shape: torch.Size, **kwargs: Any) -> int:
     return 2 * prod(out_shape) if exponent == 2 else 0
 
 
@@ -62,20 +62,20 @@ def _vector_norm(values: torch.Size, *args: Any, out_shape: torch.Size, **kwargs
     return 2 * prod(values)
 
 
-def _batch_norm(image: torch.Size, *args: Any, out_shape: Any) -> int:
+def _batch_norm(image: torch.Size, *args: Any, out_shape: Any, **kwargs: Any) -> int:
     training = args[4]
     return 2 * (2 if training else 1) * prod(image)
 
 
 def _resize(macs: int) -> Formula:
-    def formula(image: torch.Size, *args: Any, out_shape: torch.Size) -> int:
+    def formula(image: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
         return 2 * macs * prod(out_shape) if image != out_shape else 0
 
     return formula
 
 
 def _grid_sample(
-    image: torch.Size, grid: torch.Size, mode: int, *args: Any, out_shape: torch.Size
+    image: torch.Size, grid: torch.Size, mode: int, *args: Any, out_shape: torch.Size, **kwargs: Any
 ) -> int:
     corners = {0: 4, 1: 0, 2: 16}[mode]  # bilinear, nearest, bicubic
     return 2 * corners * prod(out_shape)
@@ -87,7 +87,7 @@ def _embedding_bag(
     return 2 * prod(indices) * vectors[-1]
 
 
-def _vector_product(left: torch.Size, right: torch.Size, *, out_shape: torch.Size) -> int:
+def _vector_product(left: torch.Size, *args: Any, **kwargs: Any) -> int:
     return 2 * prod(left)
 
 
@@ -97,11 +97,11 @@ def _attention(
     return sdpa_flop_count(queries, keys, values)
 
 
-def _packed_linear(image: torch.Size, *args: Any, out_shape: torch.Size) -> int:
+def _packed_linear(image: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
     return 2 * prod(out_shape) * image[-1]
 
 
-def _packed_convolution(*args: Any, out_shape: torch.Size) -> int:
+def _packed_convolution(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
     """Of oneDNN, with a weight whose first axes may be laid out in its own way.
 
     Arguments are (image, weight, bias, padding, stride, dilation, groups, ...); where something is
@@ -113,7 +113,7 @@ def _packed_convolution(*args: Any, out_shape: torch.Size) -> int:
     return 2 * prod(out_shape) * prod(weight[-2:]) * (image[1] // groups)
 
 
-def _convolution_bias(*args: Any, out_shape: torch.Size) -> int:
+def _convolution_bias(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
     """The bias is the argument before the list of strides or paddings."""
     first_list = next(i for i, argument in enumerate(args) if isinstance(argument, list))
     return 0 if args[first_list - 1] is None else 2 * prod(out_shape)
