@@ -1,31 +1,25 @@
-"""What models need: parameters, multiply-accumulates, time, memory, and where they go.
+"""Analyse models: parameters, multiply-accumulates, time, memory, and where they go.
 
 ::
 
     python tools/analyze_model.py --config-file configs/ade20k/offseg_t_offset_160k.yaml \
-        --tasks parameters macs latency memory profile --size 512 512 --threads 2
+        --tasks parameters macs fvcore latency memory profile --size 512 512 --threads 2
 
 Several --config-file are compared. Weights are random unless MODEL.WEIGHTS is given among the KEY
 VALUE pairs at the end; no dataset is needed. Time goes to label maps of random images, whose
-regions cost more than those of a trained model. Where the folder benchmarks lies beside this one,
-MACs are counted in the authors' order of operations too.
+regions cost more than those of a trained model.
 """
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from offseg_d2 import analysis
 from offseg_d2.config import load_config
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import write_atomically
-
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,7 +37,6 @@ def parse_args() -> argparse.Namespace:
     add("--depth", type=int, default=1, help="how deep parts are divided")
     add("--seconds", type=float, default=5.0, help="of each measurement of time")
     add("--deploy", action="store_true", help="also the form of offseg_d2.deploy.optimize")
-    add("--authors-order", action="store_true", help="time and memory of that order, too")
     add("--output", metavar="FILE", help="write the results as JSON")
     add("opts", nargs="*", metavar="KEY VALUE", help="changes of the configurations")
     args = parser.parse_args()
@@ -53,16 +46,6 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def authors_order() -> Callable[[nn.Module], nn.Module] | None:
-    """What turns a model into that of the authors' order of operations, if it is at hand."""
-    if not (BENCHMARKS / "authors_order").is_dir():
-        return None
-    sys.path.insert(0, str(BENCHMARKS))
-    from authors_order import authors_order
-
-    return authors_order
-
-
 def run(args: argparse.Namespace) -> None:
     analysis.check_tasks(args.tasks)
     if args.threads < 1:
@@ -70,17 +53,17 @@ def run(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     opts = ["MODEL.DEVICE", args.device, "MODEL.WEIGHTS", "", *args.opts]
     settings = {name: getattr(args, name) for name in ("dtype", "deploy", "seconds", "depth")}
-    settings |= {"reference": authors_order(), "time_reference": args.authors_order}
     settings["inputs"] = analysis.InputSpec(*args.size, args.batch)
     subjects = []
     for path in map(Path, args.config_file):  # a run's own config.yaml is named by its folder
         name = path.stem if path.stem != "config" else path.resolve().parent.name
         subjects.append(analysis.Subject(name, load_config(str(path), opts), **settings))
-    results = [analysis.analyze(subject, args.tasks) for subject in subjects]
+    results = analysis.analyze(subjects, args.tasks)
     print(analysis.format_results(results))
     if args.output:
-        text = json.dumps({"machine": analysis.machine(), "models": results}, indent=1)
-        write_atomically(args.output, lambda file: file.write(text.encode()))
+        setting = {**vars(args), "machine": analysis.machine()}
+        text = json.dumps({"setting": setting, **results}, indent=1)
+        write_atomically(args.output, text.encode())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Check the files of datasets: every image and label map is read, every fault is told.
+"""Check the files of datasets: every image and label map is read, every fault is reported.
 
 ::
 
@@ -8,7 +8,7 @@
 Finds missing, empty, truncated and unreadable files, label maps of a wrong format, size or with ids
 that the dataset does not know, images that EXIF turns away from their label maps, names that occur
 twice, and more; counts the classes. Exit status: 0 if all is well, 1 if there are faults, 2 after a
-mistake of the user, which is told in one sentence.
+mistake of the user, which is reported in one sentence.
 """
 
 import argparse
@@ -17,16 +17,9 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
-from offseg_d2.data.inspection import (
-    check_datasets,
-    file_stem,
-    format_json,
-    format_report,
-    plot_classes,
-    require_writable_folder,
-    write_file,
-)
+from offseg_d2.data.inspection import check_datasets, format_json, format_report, plot_classes
 from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.io import file_stem, require_writable_folder, write_atomically
 
 
 def parse_args() -> argparse.Namespace:
@@ -60,10 +53,10 @@ def run(args: argparse.Namespace) -> int:
         print(format_report(report, args.limit), end="\n\n")
         if args.output:
             path = os.path.join(args.output, f"{file_stem(report.name)}_classes.png")
-            write_file(path, plot_classes(report))
+            write_atomically(path, plot_classes(report))
             print(f"Class frequencies: {path}\n")
     if args.json:
-        write_file(args.json, format_json(reports).encode())
+        write_atomically(args.json, format_json(reports).encode())
     return 0 if all(report.is_clean for report in reports) else 1
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     rows = select_rows([row for file in args.rows for row in read_rows(file)], args.x, args.dataset)
     title = args.title if args.title is not None else _title(args, rows)
     picture = plot_tradeoff(rows, args.x, title)
-    write_atomically(args.output, lambda file: file.write(picture))
+    write_atomically(args.output, picture)
     print(f"{len(rows)} models: {args.output}")
 
 

@@ -22,14 +22,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.config import load_config
-from offseg_d2.data.inspection import (
-    file_stem,
-    list_records,
-    require_registered,
-    require_writable_folder,
-)
+from offseg_d2.data.inspection import list_samples, require_registered
 from offseg_d2.utils.cli import report_user_errors
-from offseg_d2.utils.io import write_picture
+from offseg_d2.utils.io import file_stem, require_writable_folder, write_picture
 from offseg_d2.visualization.dataset import (
     choose_samples,
     draw_batch,
@@ -79,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         for path, batch in zip(written, batches, strict=False):
             write_picture(path, draw_batch(batch, metadata, cfg.INPUT.FORMAT, args.opacity))
     else:
-        chosen = choose_samples(list_records(args.name), args.images, args.number, args.seed or 0)
+        chosen = choose_samples(list_samples(args.name), args.images, args.number, args.seed or 0)
         written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity)
     print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"

@@ -1,10 +1,9 @@
 """Parameters and multiply-accumulates (MACs) of a model, by part.
 
-MACs are counted on the operations that PyTorch really runs, below autograd, so that functions with
-a backward pass of their own and in-place accumulations are seen as well. fvcore's counter traces
-TorchScript, which CARAFE and others do not pass; where it works, tests compare with it. The model
-runs on fake tensors, which have shapes but no values: nothing is computed, and any input size is
-counted at once.
+MACs are counted by PyTorch's ``FlopCounterMode`` on the operations that really run, below autograd,
+so that functions with a backward pass of their own and in-place accumulations are seen as well. The
+model runs on fake tensors, which have shapes but no values: nothing is computed, and any input size
+is counted at once.
 
 What counts: the table in ``mac_rules.py``. Two sums matter:
 
@@ -12,40 +11,70 @@ What counts: the table in ``mac_rules.py``. Two sums matter:
   added. All six numbers that the paper (arXiv:2508.08811, table 2) prints for OffSeg come out to
   the digit, T, B, L at 512 x 512 with 150 classes and at 2048 x 1024 with 19. Without the biases
   three of them do not, and no other choice among batch, group and layer norms, ReLU, GELU and
-  resizes fits all six; the norm over the class scores is too small to be told. Offset learning
+  resizes fits all six; the norm over the class scores is too small to be seen. Offset learning
   itself is a matrix product and is missing from them.
 * :attr:`Macs.all`, all kinds of operations.
 """
 
 import copy
 import warnings
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from fvcore.nn import parameter_count
 from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from offseg_d2.analysis.mac_rules import CONVOLUTION, CONVOLUTION_BIAS, KINDS, RULES
-from offseg_d2.analysis.module_watch import part_of, watch_modules
+from offseg_d2.analysis.mac_rules import (
+    BIAS_FORMULAS,
+    CONVOLUTION,
+    CONVOLUTION_BIAS,
+    FORMULAS,
+    KINDS,
+    kind_of,
+)
 from offseg_d2.layers.ms_deform_attn import has_compiled_operator
 
-# Operations that only move, make or compare values. What is neither here nor in RULES is listed
-# among the uncounted ones, so that nothing is passed over in silence.
-_MOVES = frozenset(
+# Modules that are only a frame: their children are the parts of a model.
+FRAMES = ("sem_seg_head",)
+
+
+def part_of(name: str, depth: int = 1) -> str:
+    """The part of a model that a module or parameter belongs to.
+
+    Args:
+        name: dotted name, such as "sem_seg_head.pixel_decoder.levels.0".
+        depth: 1 gives "backbone", "sem_seg_head.pixel_decoder" and so on, 2 their children.
     """
-    _local_scalar_dense _to_copy _unsafe_index _unsafe_view any all arange argmax bitwise_not cat
-    clone constant_pad_nd copy empty empty_like eq fill flip full full_like gather ge gt im2col
-    index index_put index_select le lift_fresh linspace logical_and logical_not lt masked_fill
-    max min ne new_empty new_full new_ones new_zeros ones ones_like pixel_shuffle pixel_unshuffle
-    rand randn repeat roll scalar_tensor scatter sort stack topk upsample_nearest2d where zero
-    zeros zeros_like
-    """.split()  # noqa: SIM905
-)
+    names = name.split(".") if name else []
+    frames = int(bool(names) and names[0] in FRAMES)
+    return ".".join(names[: frames + depth])
+
+
+def split_by_part(totals: Mapping[str, float], depth: int = 1) -> dict[str, float]:
+    """Divide an amount among the parts of a model.
+
+    Args:
+        totals: dotted names of the modules that ran -> amount, with that of the modules in it;
+            "" is the whole.
+        depth: see :func:`part_of`.
+
+    Returns:
+        part -> amount, which add up to the whole; "" is what belongs to no part.
+    """
+    parts: dict[str, float] = defaultdict(float)
+    for name, total in totals.items():
+        parts[part_of(name, depth)] += total
+        if name:
+            parent = name.rpartition(".")[0]
+            while parent not in totals:  # a container, which does not run itself
+                parent = parent.rpartition(".")[0]
+            parts[part_of(parent, depth)] -= total
+    return {part: amount for part, amount in parts.items() if amount}
 
 
 @dataclass(frozen=True)
@@ -53,31 +82,23 @@ class Macs:
     """Multiply-accumulates of one call.
 
     Attributes:
-        by_module: dotted name of the innermost module ("" for the model itself) -> kind -> MACs.
-        uncounted: operations that compute something and do not count -> values that they gave.
+        by_module: dotted name ("" for the model itself) -> kind -> MACs of the module and of the
+            modules in it.
     """
 
     by_module: dict[str, dict[str, int]]
-    uncounted: dict[str, int]
 
     def by_kind(self) -> dict[str, int]:
         """MACs of every kind, ``convolution bias`` among them."""
-        total: Counter[str] = Counter(dict.fromkeys((*KINDS, CONVOLUTION_BIAS), 0))
-        for kinds in self.by_module.values():
-            total.update(kinds)
-        return dict(total)
+        return {kind: self.by_module[""].get(kind, 0) for kind in (*KINDS, CONVOLUTION_BIAS)}
 
-    def by_part(self, depth: int = 1) -> dict[str, "Macs"]:
-        """The same for each part of the model, see :func:`part_of`."""
-        parts: dict[str, dict[str, dict[str, int]]] = {}
-        for name, kinds in self.by_module.items():
-            parts.setdefault(part_of(name, depth), {})[name] = kinds
-        return {part: Macs(modules, {}) for part, modules in parts.items()}
-
-    @property
-    def convolutions(self) -> int:
-        """Convolutions without their biases."""
-        return self.by_kind()[CONVOLUTION]
+    def by_part(self, depth: int = 1) -> dict[str, int]:
+        """:attr:`all` of each part of the model, see :func:`part_of`."""
+        totals = {
+            name: sum(kinds.get(kind, 0) for kind in KINDS)
+            for name, kinds in self.by_module.items()
+        }
+        return {part: int(macs) for part, macs in split_by_part(totals, depth).items()}
 
     @property
     def as_in_paper(self) -> int:
@@ -115,56 +136,29 @@ def count_macs(model: nn.Module, *inputs: Tensor, fake: bool = True, warm_up: bo
         warm_up: run once before the run that counts: what a model keeps for inputs of the same
             size, such as resized attention biases, is not part of a call.
     """
-    model = copy.deepcopy(model)  # may keep fake values
+    model = copy.deepcopy(model).requires_grad_(False)  # may keep fake values
     # What is found out there is remembered; fake tensors would give the wrong answer.
     has_compiled_operator("cpu")
-    callers = [""]
-    watch = watch_modules(model, callers.append, lambda name: callers.pop())
     mode = FakeTensorMode(allow_non_fake_inputs=True) if fake else nullcontext()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), mode:
         warnings.simplefilter("ignore")
-        with watch, mode:
-            arguments = [_like(x) for x in inputs] if fake else inputs
-            if warm_up:
-                model(*arguments)
-            with _MacCounter(callers) as counter:
-                model(*arguments)
-    by_module = {name: dict(kinds) for name, kinds in counter.macs.items()}
-    return Macs(by_module, dict(counter.uncounted.most_common()))
-
-
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-
-
-class _MacCounter(TorchDispatchMode):
-    """Applies the rules to every operation below it.
-
-    Args:
-        callers: names of the running modules, the innermost last.
-    """
-
-    def __init__(self, callers: list[str]) -> None:
-        super().__init__()
-        self.callers = callers
-        self.macs: dict[str, Counter[str]] = {}
-        self.uncounted: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = func._schema.name.removeprefix("aten::").removesuffix("_")
-        out = func(*args, **kwargs)
-        if name in RULES:
-            macs = self.macs.setdefault(self.callers[-1], Counter())
-            macs.update(RULES[name](args, out))
-        elif not func.is_view and name not in _MOVES:
-            values = [x.numel() for x in _flat(out) if isinstance(x, Tensor)]
-            if values:
-                self.uncounted[name] += sum(values)
-        return out
-
-
-def _flat(out: Any) -> tuple | list:
-    return out if isinstance(out, (tuple, list)) else (out,)
+        arguments = [torch.empty_like(x) for x in inputs] if fake else inputs
+        if warm_up:
+            model(*arguments)
+        counter, biases = (
+            FlopCounterMode(display=False, custom_mapping=formulas)
+            for formulas in (FORMULAS, BIAS_FORMULAS)
+        )
+        with counter, biases:
+            model(*arguments)
+    by_module: dict[str, dict[str, int]] = {"": {}}
+    root = f"{type(model).__name__}."
+    for name, operators in counter.flop_counts.items():
+        if name == "Global" or name.startswith(root):
+            kinds = Counter({CONVOLUTION_BIAS: 0})
+            for operator, flops in operators.items():
+                kinds[kind_of(operator)] += flops // 2
+            for operator, flops in biases.flop_counts[name].items():
+                kinds[CONVOLUTION_BIAS] += flops // 2 if kind_of(operator) == CONVOLUTION else 0
+            by_module["" if name == "Global" else name.removeprefix(root)] = dict(kinds)
+    return Macs(by_module)

@@ -1,10 +1,10 @@
-"""What counts as a multiply-accumulate (MAC), operation by operation.
+"""Multiply-accumulates (MACs) of PyTorch's operations, as formulas for its ``FlopCounterMode``.
 
-A MAC is a multiplication together with the addition that goes with it; two floating-point
-operations. Rules read the arguments and the result of a PyTorch operation (``torch.ops.aten``).
+A MAC is a multiplication together with the addition that goes with it: two floating-point
+operations (FLOPs), which is what the formulas give.
 
 ============== ===================================================================================
-kind           counted
+kind           MACs
 ============== ===================================================================================
 convolution    output values x kernel area x input channels of the group
 matrix product rows x columns x summed length; linear layers, attention, offset learning
@@ -19,13 +19,17 @@ resize         four (bilinear) or sixteen (bicubic) per output value; nothing wh
 ``convolution bias`` (one per output value of a convolution with bias) is an addition only, and is
 kept apart: the paper's numbers hold it. Not counted: other additions and sums, divisions,
 exponentials, softmax, activations, pooling, comparisons, and whatever only moves values.
+
+Convolutions and matrix products are counted by PyTorch's own formulas; here are the other kinds,
+and the operators of a processor's libraries.
 """
 
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch.utils.flop_counter import sdpa_flop_count
 
 CONVOLUTION = "convolution"
 CONVOLUTION_BIAS = "convolution bias"
@@ -36,148 +40,125 @@ SAMPLING = "sampling"
 RESIZE = "resize"
 # All that is summed up as "all operations".
 KINDS = (CONVOLUTION, MATRIX, ELEMENTWISE, NORM, SAMPLING, RESIZE)
-COUNTED = {
-    CONVOLUTION: "output values x kernel area x input channels of the group",
-    MATRIX: "rows x columns x summed length",
-    ELEMENTWISE: "1 per value of a product of tensors (CARAFE's taps, cosines, scales, gates)",
-    NORM: "1 per value, 2 where mean and variance are computed",
-    SAMPLING: "4 per bilinearly sampled value, 1 per value of a weighted sum of gathered vectors",
-    RESIZE: "4 (bilinear) or 16 (bicubic) per value",
-}
 
-# (arguments, result) of an operation -> MACs by kind
-Rule = Callable[[tuple, Any], dict[str, int]]
+# Arguments of an operation, with shapes in place of tensors, and `out_shape` -> FLOPs.
+Formula = Callable[..., int]
 
 
-def convolution_macs(
-    image: Tensor, weight: Tensor, out: Tensor, *, transposed: bool = False
+def _first(shape: Any) -> torch.Size:
+    """The shape of the first result."""
+    return shape if isinstance(shape, torch.Size) else shape[0]
+
+
+def _per_value(macs: int) -> Formula:
+    return lambda *args, out_shape, **kwargs: 2 * macs * prod(_first(out_shape))
+
+
+def _power(base: torch.Size, exponent: Any, *, out_shape: torch.Size, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) if exponent == 2 else 0
+
+
+def _vector_norm(values: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+    return 2 * prod(values)
+
+
+def _batch_norm(image: torch.Size, *args: Any, out_shape: Any, **kwargs: Any) -> int:
+    training = args[4]
+    return 2 * (2 if training else 1) * prod(image)
+
+
+def _resize(macs: int) -> Formula:
+    def formula(image: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+        return 2 * macs * prod(out_shape) if image != out_shape else 0
+
+    return formula
+
+
+def _grid_sample(
+    image: torch.Size, grid: torch.Size, mode: int, *args: Any, out_shape: torch.Size, **kwargs: Any
 ) -> int:
-    """MACs of a convolution.
-
-    Args:
-        image: (B, C_in, ...).
-        weight: (C_out, C_in / groups, kernel...), transposed: (C_in, C_out / groups, kernel...).
-        out: (B, C_out, ...).
-    """
-    # Each output value sums over the weights of its channel; transposed, each input value goes
-    # to as many output values.
-    return (image if transposed else out).numel() * prod(weight.shape[1:])
+    corners = {0: 4, 1: 0, 2: 16}[mode]  # bilinear, nearest, bicubic
+    return 2 * corners * prod(out_shape)
 
 
-def _convolution(args: tuple, out: Tensor) -> dict[str, int]:
-    image, weight, bias = args[:3]
-    transposed = len(args) > 6 and bool(args[6])
-    macs = convolution_macs(image, weight, out, transposed=transposed)
-    return {CONVOLUTION: macs, CONVOLUTION_BIAS: out.numel() if bias is not None else 0}
+def _embedding_bag(
+    vectors: torch.Size, indices: torch.Size, *args: Any, out_shape: Any, **kwargs: Any
+) -> int:
+    return 2 * prod(indices) * vectors[-1]
 
 
-def _packed_convolution(args: tuple, out: Tensor) -> dict[str, int]:
+def _vector_product(left: torch.Size, *args: Any, **kwargs: Any) -> int:
+    return 2 * prod(left)
+
+
+def _attention(
+    queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    return sdpa_flop_count(queries, keys, values)
+
+
+def _packed_linear(image: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+    return 2 * prod(out_shape) * image[-1]
+
+
+def _packed_convolution(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
     """Of oneDNN, with a weight whose first axes may be laid out in its own way.
 
     Arguments are (image, weight, bias, padding, stride, dilation, groups, ...); where something is
     added to the result, that stands behind the image, or before it if it is added to in place.
     """
     padding = next(i for i, argument in enumerate(args) if isinstance(argument, list))
-    added_first = padding == 4 and args[1].shape != out.shape
-    image, groups = args[1 if added_first else 0], args[padding + 3]
-    weight, bias = args[padding - 2 : padding]
-    macs = out.numel() * weight.shape[-2:].numel() * (image.shape[1] // groups)
-    return {CONVOLUTION: macs, CONVOLUTION_BIAS: out.numel() if bias is not None else 0}
+    added_first = padding == 4 and args[1] != out_shape
+    image, groups, weight = args[1 if added_first else 0], args[padding + 3], args[padding - 2]
+    return 2 * prod(out_shape) * prod(weight[-2:]) * (image[1] // groups)
 
 
-def _product(left: int, right: int) -> Rule:
-    """Matrix product of the arguments at these positions."""
-
-    def rule(args: tuple, out: Tensor) -> dict[str, int]:
-        length = args[left].shape[-1]
-        assert length == args[right].shape[-2 if args[right].ndim > 1 else -1]
-        return {MATRIX: out.numel() * length}
-
-    return rule
+def _convolution_bias(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
+    """The bias is the argument before the list of strides or paddings."""
+    first_list = next(i for i, argument in enumerate(args) if isinstance(argument, list))
+    return 0 if args[first_list - 1] is None else 2 * prod(out_shape)
 
 
-def _linear(args: tuple, out: Tensor) -> dict[str, int]:
-    return {MATRIX: out.numel() * args[0].shape[-1]}
+def _operators(*names: str) -> list[Any]:
+    """The operators of these names, in place as well; a build may lack those of a library."""
+    found = []
+    for name in names:
+        library, _, operator = name.rpartition(".")
+        group = getattr(torch.ops, library or "aten")
+        found += [getattr(group, operator + suffix, None) for suffix in ("", "_")]
+    return [operator for operator in found if operator is not None]
 
 
-def _attention(args: tuple, out: Any) -> dict[str, int]:
-    """Queries (..., Nq, d), keys (..., Nk, d), values (..., Nk, d_v)."""
-    queries, keys, values = args[:3]
-    pairs = queries.shape[:-1].numel() * keys.shape[-2]
-    return {MATRIX: pairs * (queries.shape[-1] + values.shape[-1])}
+_TABLE: list[tuple[str, Formula, list[Any]]] = [
+    (CONVOLUTION, _packed_convolution, _operators("mkldnn._convolution_pointwise")),
+    (MATRIX, _vector_product, _operators("mv", "dot")),
+    (MATRIX, _packed_linear, _operators("mkldnn._linear_pointwise", "mkl._mkl_linear")),
+    (MATRIX, _attention, _operators("_scaled_dot_product_flash_attention_for_cpu")),
+    (ELEMENTWISE, _per_value(1), _operators("mul", "addcmul", "lerp")),
+    (ELEMENTWISE, _vector_norm, _operators("linalg_vector_norm")),
+    (ELEMENTWISE, _power, _operators("pow")),
+    (NORM, _batch_norm, _operators("native_batch_norm", "cudnn_batch_norm")),
+    (NORM, _per_value(2), _operators("native_group_norm", "native_layer_norm")),
+    (SAMPLING, _grid_sample, _operators("grid_sampler_2d")),
+    (SAMPLING, _embedding_bag, _operators("_embedding_bag", "_embedding_bag_forward_only")),
+    (RESIZE, _per_value(0), _operators("upsample_nearest2d")),
+    (RESIZE, _resize(4), _operators("upsample_bilinear2d", "_upsample_bilinear2d_aa")),
+    (RESIZE, _resize(16), _operators("upsample_bicubic2d", "_upsample_bicubic2d_aa")),
+]
+# For `FlopCounterMode(custom_mapping=...)`: all operations, and the biases of convolutions instead.
+# Overloads named as well are not decomposed into others, such as those that compute indices.
+FORMULAS = {
+    key: formula
+    for _, formula, group in _TABLE
+    for operator in group
+    for key in (operator, getattr(operator, "default", operator))
+}
+_CONVOLUTION_OPERATORS = _operators("convolution", "_convolution", "mkldnn._convolution_pointwise")
+BIAS_FORMULAS = {**FORMULAS, **dict.fromkeys(_CONVOLUTION_OPERATORS, _convolution_bias)}
+_KIND_OF = {operator: kind for kind, _, group in _TABLE for operator in group}
+_KIND_OF |= dict.fromkeys(_CONVOLUTION_OPERATORS, CONVOLUTION)
 
 
-def _per_value(kind: str, macs: int) -> Rule:
-    return lambda args, out: {kind: macs * _first(out).numel()}
-
-
-def _of_input(args: tuple, out: Any) -> dict[str, int]:
-    return {ELEMENTWISE: args[0].numel()}
-
-
-def _power(args: tuple, out: Tensor) -> dict[str, int]:
-    is_square = isinstance(args[1], (int, float)) and args[1] == 2
-    return {ELEMENTWISE: out.numel() if is_square else 0}
-
-
-def _batch_norm(training: int | None) -> Rule:
-    """Batch norm with the flag ``training`` at this position; None: never training."""
-
-    def rule(args: tuple, out: Any) -> dict[str, int]:
-        computed = training is not None and args[training]
-        return {NORM: (2 if computed else 1) * _first(out).numel()}
-
-    return rule
-
-
-def _resize(macs: int) -> Rule:
-    def rule(args: tuple, out: Tensor) -> dict[str, int]:
-        return {RESIZE: macs * out.numel() if args[0].shape != out.shape else 0}
-
-    return rule
-
-
-def _grid_sample(args: tuple, out: Tensor) -> dict[str, int]:
-    bilinear, nearest = 0, 1
-    mode = args[2]
-    corners = 2 ** args[1].shape[-1]
-    return {SAMPLING: out.numel() * (corners if mode == bilinear else 0 if mode == nearest else 16)}
-
-
-def _embedding_bag(args: tuple, out: Any) -> dict[str, int]:
-    vectors, places = args[:2]
-    return {SAMPLING: places.numel() * vectors.shape[-1]}
-
-
-def _first(out: Any) -> Tensor:
-    return out[0] if isinstance(out, (tuple, list)) else out
-
-
-# Name of the operation without overload (with name space, unless that is aten); a trailing
-# underscore (in place) is taken off before.
-RULES: dict[str, Rule] = {
-    **dict.fromkeys(("convolution", "_convolution"), _convolution),
-    **dict.fromkeys(("mm", "bmm", "matmul", "mv", "dot"), _product(0, 1)),
-    **dict.fromkeys(("addmm", "baddbmm", "addmv"), _product(1, 2)),
-    "mkldnn::_convolution_pointwise": _packed_convolution,
-    **dict.fromkeys(("linear", "mkldnn::_linear_pointwise", "mkl::_mkl_linear"), _linear),
-    **dict.fromkeys(
-        ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu",
-         "_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention",
-         "_scaled_dot_product_cudnn_attention", "_scaled_dot_product_attention_math",
-         "_scaled_dot_product_fused_attention_overrideable"), _attention
-    ),
-    **dict.fromkeys(("mul", "addcmul", "lerp", "square"), _per_value(ELEMENTWISE, 1)),
-    "linalg_vector_norm": _of_input,
-    "pow": _power,
-    **dict.fromkeys(
-        ("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), _batch_norm(5)
-    ),
-    "_native_batch_norm_legit_no_training": _batch_norm(None),
-    "_batch_norm_no_update": _batch_norm(None),
-    **dict.fromkeys(("native_group_norm", "native_layer_norm"), _per_value(NORM, 2)),
-    **dict.fromkeys(("grid_sampler_2d", "grid_sampler_3d"), _grid_sample),
-    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), _embedding_bag),
-    **dict.fromkeys(("upsample_bilinear2d", "_upsample_bilinear2d_aa"), _resize(4)),
-    **dict.fromkeys(("upsample_bicubic2d", "_upsample_bicubic2d_aa"), _resize(16)),
-}  # fmt: skip
+def kind_of(operator: Any) -> str:
+    """Kind of an operator that is counted; those that only PyTorch counts are matrix products."""
+    return _KIND_OF.get(operator, MATRIX)

@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""The machine of a measurement."""
 
 import datetime
 import os

@@ -11,7 +11,7 @@ import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -23,47 +23,8 @@ from offseg_d2.solver import build_optimizer
 STEPS = ("inference", "training")
 
 
-@dataclass(frozen=True)
-class PeakMemory:
-    """Memory of a process (CPU) or on a device (CUDA), in bytes.
-
-    Attributes:
-        before: with the model loaded, before the step.
-        peak: the most during the step.
-    """
-
-    before: int
-    peak: int
-
-    @property
-    def step(self) -> int:
-        """What the step needs beyond the loaded model."""
-        return self.peak - self.before
-
-    def as_dict(self) -> dict[str, int]:
-        """For JSON, in megabytes (2^20 bytes)."""
-        values = {"before": self.before, "peak": self.peak, "step": self.step}
-        return {f"{name}_mb": round(value / 2**20) for name, value in values.items()}
-
-
-def measure_memory(
-    cfg: CfgNode,
-    step: str,
-    inputs: InputSpec,
-    *,
-    threads: int = 1,
-    dtype: torch.dtype = torch.float32,
-    transform: Callable[[nn.Module], nn.Module] | None = None,
-) -> PeakMemory:
-    """Run one step of the model of ``cfg`` in a new process.
-
-    Args:
-        cfg: configuration.
-        step: "inference" (to label maps) or "training" (forward, backward, optimizer).
-        inputs: size and number of images.
-        threads: of PyTorch.
-        dtype: float32, or a half type for automatic mixed precision.
-        transform: makes another form of the model, a function that can be pickled.
+def measure_memory(cfg: CfgNode, step: str, inputs: InputSpec, **settings: Any) -> dict[str, int]:
+    """Run one step of the model of ``cfg`` in a new process; see :func:`run_step`.
 
     Raises:
         ValueError: ``step`` is unknown.
@@ -73,9 +34,8 @@ def measure_memory(
         raise ValueError(f"`step` must be one of {STEPS}, but is {step!r}.")
     context = multiprocessing.get_context("spawn")  # a copy of this process would start large
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        job = executor.submit(run_step, cfg, step, inputs, threads, dtype, transform)
         try:
-            return job.result()
+            return executor.submit(run_step, cfg, step, inputs, **settings).result()
         except BrokenProcessPool:
             raise ChildProcessError(
                 f"The process of the {step} step was killed, most likely for want of memory."
@@ -86,30 +46,45 @@ def run_step(
     cfg: CfgNode,
     step: str,
     inputs: InputSpec,
+    *,
     threads: int = 1,
     dtype: torch.dtype = torch.float32,
     transform: Callable[[nn.Module], nn.Module] | None = None,
-) -> PeakMemory:
-    """:func:`measure_memory` in this process, of which everything else counts, too."""
+) -> dict[str, int]:
+    """Run one step of a model in this process, of which everything else counts, too.
+
+    Args:
+        cfg: configuration.
+        step: "inference" (to label maps) or "training" (forward, backward, optimizer).
+        inputs: size and number of images.
+        threads: of PyTorch.
+        dtype: float32, or a half type for automatic mixed precision.
+        transform: makes another form of the model, a function that can be pickled.
+
+    Returns:
+        megabytes (2^20 bytes): "before_mb" with the model loaded, "peak_mb" the most during the
+        step, "step_mb" their difference.
+    """
     torch.set_num_threads(threads)
     model = build_network(cfg)
     if transform is not None:
         model = transform(model)
-    records = inputs.records(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
+    samples = inputs.samples(cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)
     on_cuda = model.device.type == "cuda"
     before = torch.cuda.memory_allocated() if on_cuda else _resident("VmRSS")
     _reset_peak(on_cuda)
     if step == "training":
         optimizer = build_optimizer(cfg, model.train())
         with autocast(model.device, dtype):
-            loss = sum(model(records).values())
+            loss = sum(model(samples).values())
         loss.backward()
         optimizer.step()
     else:
         with torch.inference_mode(), autocast(model.device, dtype):
-            model.predict_label_maps(records)
+            model.predict_label_maps(samples)
     peak = torch.cuda.max_memory_allocated() if on_cuda else _resident("VmHWM")
-    return PeakMemory(before, peak)
+    sizes = {"before_mb": before, "peak_mb": peak, "step_mb": peak - before}
+    return {name: round(size / 2**20) for name, size in sizes.items()}
 
 
 def _reset_peak(on_cuda: bool) -> None:

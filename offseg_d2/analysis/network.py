@@ -34,7 +34,7 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What models are measured with.
+    """Size and number of the images that models are measured with.
 
     Attributes:
         height, width: of the images in pixels.
@@ -65,14 +65,14 @@ class InputSpec:
         generator = torch.Generator().manual_seed(0)
         return torch.randn(self.batch, 3, *size, generator=generator).to(model.device)
 
-    def records(self, num_classes: int) -> list[dict[str, Any]]:
-        """What a meta-architecture takes, with targets of both kinds.
+    def samples(self, num_classes: int) -> list[dict[str, Any]]:
+        """Inputs of a meta-architecture, with targets of both kinds.
 
         Images and targets are soft blobs, so that label maps have regions.
         """
         generator = torch.Generator().manual_seed(0)
         size = (self.height, self.width)
-        records = []
+        samples = []
         for _ in range(self.batch):
             coarse = torch.rand(1, 3, 6, 8, generator=generator)
             image = F.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)[0]
@@ -81,8 +81,8 @@ class InputSpec:
             instances = Instances(size, gt_classes=classes)
             instances.gt_masks = sem_seg == classes[:, None, None]
             image = (255 * image).byte()
-            records.append({"image": image, "sem_seg": sem_seg, "instances": instances})
-        return records
+            samples.append({"image": image, "sem_seg": sem_seg, "instances": instances})
+        return samples
 
 
 def build_network(cfg: CfgNode) -> nn.Module:

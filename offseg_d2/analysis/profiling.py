@@ -1,6 +1,5 @@
-"""Where the time of an inference goes: by operator, and by part of the model."""
+"""Time of an inference: by operator, and by part of the model."""
 
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -8,8 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.benchmark import timer
 
-from offseg_d2.analysis.module_watch import part_of, watch_modules
+from offseg_d2.analysis.complexity import split_by_part
 
 REST = "(rest)"  # outside of all parts: normalising the image, making the label map
 
@@ -26,31 +26,24 @@ def profile_operators(call: Callable[[], Any], *, repeats: int = 3, rows: int = 
         rows: number of operators.
 
     Returns:
-        rows with "operator", "ms" and "calls" (of one call of ``call``) and "share" (of all).
+        rows with "name", "ms" and "calls" (of one call of ``call``) and "share, %" (of all).
     """
     call()
     on_cuda = torch.cuda.is_initialized()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
-    with profile(activities=activities) as profiler:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda) as profiler:
         for _ in range(repeats):
             call()
-    times = {
-        event.key: (
-            event.self_device_time_total if on_cuda else event.self_cpu_time_total,
-            event.count,
-        )
-        for event in profiler.key_averages()
-    }
-    total = max(sum(microseconds for microseconds, _ in times.values()), 1e-9)
-    slowest = sorted(times.items(), key=lambda item: -item[1][0])[:rows]
+    time_of = "self_device_time_total" if on_cuda else "self_cpu_time_total"
+    events = profiler.key_averages()
+    total = max(sum(getattr(event, time_of) for event in events), 1e-9)
     return [
         {
-            "operator": name,
-            "ms": round(microseconds / repeats / 1000, 3),
-            "share": round(microseconds / total, 4),
-            "calls": round(count / repeats),
+            "name": event.key,
+            "ms": round(getattr(event, time_of) / repeats / 1000, 3),
+            "share, %": round(100 * getattr(event, time_of) / total, 2),
+            "calls": round(event.count / repeats),
         }
-        for name, (microseconds, count) in slowest
+        for event in sorted(events, key=lambda event: -getattr(event, time_of))[:rows]
     ]
 
 
@@ -63,51 +56,35 @@ def profile_parts(
         model: what ``call`` runs.
         call: one inference; it runs once more to warm up.
         repeats: calls that are averaged.
-        depth: see :func:`~offseg_d2.analysis.module_watch.part_of`.
+        depth: see :func:`~offseg_d2.analysis.complexity.part_of`.
 
     Returns:
-        part -> seconds; what is spent outside of all modules is called "(rest)". They add up to
+        part -> seconds; what is spent outside of all parts is called "(rest)". They add up to
         the whole.
     """
     call()
-    clock = _Clock()
-    with watch_modules(model, clock.enter, clock.leave):
+    totals, begun, handles = Counter({"": 0.0}), {}, []
+    for name, module in model.named_modules():
+        if name:
+
+            def before(*args: Any, name: str = name) -> None:
+                begun[name] = timer()
+
+            def after(*args: Any, name: str = name) -> None:
+                totals[name] += timer() - begun[name]
+
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after))
+    try:
+        begin = timer()
         for _ in range(repeats):
-            clock.start()
             call()
-            clock.leave("")
-    parts: Counter[str] = Counter()
-    for name, seconds in clock.seconds.items():
-        parts[part_of(name, depth) or REST] += seconds / repeats
-    return dict(sorted(parts.items(), key=lambda item: -item[1]))
-
-
-class _Clock:
-    """Seconds spent in each module, without the modules in it."""
-
-    def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
-        self._running: list[str] = []
-        self._since = 0.0
-
-    def start(self) -> None:
-        self._running, self._since = [""], self._now()
-
-    def enter(self, name: str) -> None:
-        self._book()
-        self._running.append(name)
-
-    def leave(self, name: str) -> None:
-        self._book()
-        self._running.pop()
-
-    def _book(self) -> None:
-        now = self._now()
-        self.seconds[self._running[-1]] += now - self._since
-        self._since = now
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        totals[""] = timer() - begin
+    finally:
+        for handle in handles:
+            handle.remove()
+    parts = split_by_part(totals, depth)
+    return {
+        part or REST: seconds / repeats
+        for part, seconds in sorted(parts.items(), key=lambda item: -item[1])
+    }

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-import numpy as np
 from detectron2.utils.file_io import PathManager
 
 PAPER = "paper"  # in place of a file: the numbers of the paper
@@ -106,16 +105,16 @@ def plot_tradeoff(rows: Sequence[Row], axis: str, title: str = "") -> bytes:
     Returns:
         a PNG.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(9, 6), dpi=120)
-    FigureCanvasAgg(figure)
     axes = figure.add_axes((0.07, 0.09, 0.91, 0.85))
     axes.set_xscale("log")
-    for index, (family, members) in enumerate(_families(rows, axis).items()):
+    families: dict[str, list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row[axis]):
+        families.setdefault(str(row.get("family") or row["model"]), []).append(row)
+    for index, (family, members) in enumerate(families.items()):
         ours = "offseg" in family.lower() or "offset" in family.lower()
         axes.plot(
             [row[axis] for row in members],
@@ -133,49 +132,41 @@ def plot_tradeoff(rows: Sequence[Row], axis: str, title: str = "") -> bytes:
     axes.margins(x=0.14, y=0.06)
     axes.set(xlabel=AXES.get(axis, axis), ylabel="mIoU (%)", title=title)
     axes.autoscale_view()
-    marks = axes.transData.transform([(row[axis], row["miou"]) for row in rows]) * 72 / figure.dpi
-    names = [str(row["model"]) for row in rows]
-    for row, name, place in zip(rows, names, _label_places(marks, names), strict=True):
-        mark = (row[axis], row["miou"])
-        style = {"textcoords": "offset points", "fontsize": LABEL_SIZE, "zorder": 4}
-        style["path_effects"] = [withStroke(linewidth=2.5, foreground="white")]
-        axes.annotate(name, mark, xytext=place, va="center", **style)
+    _name_marks(axes, rows, axis)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=7, loc="best", ncols=2)
+    axes.legend(fontsize=LABEL_SIZE, loc="best", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _families(rows: Sequence[Row], axis: str) -> dict[str, list[Row]]:
-    """Rows by family (a model without one is its own), from left to right."""
-    families: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: row[axis]):
-        families.setdefault(str(row.get("family") or row["model"]), []).append(row)
-    return families
+def _name_marks(axes: Any, rows: Sequence[Row], axis: str) -> None:
+    """Write each model's name where it covers fewest of the other marks and names."""
+    from matplotlib.patheffects import withStroke
+    from matplotlib.transforms import Bbox
 
-
-def _label_places(marks: np.ndarray, names: Sequence[str]) -> list[tuple[float, float]]:
-    """Where the left end of each name stands, in points from its mark (N, 2), in points as well.
-
-    Beside its mark, above or below it: where it covers least of other marks and names.
-    """
-    boxes = [np.array([*(mark - 4), *(mark + 4)]) for mark in marks]  # left, bottom, right, top
-    places = []
-    for mark, name in zip(marks, names, strict=True):
-        width, half = 0.58 * LABEL_SIZE * len(name), LABEL_SIZE / 2
-        choices = [(7, 0), (-7 - width, 0), (-width / 2, 10), (-width / 2, -10), (5, 8), (5, -8)]
-        options = []
-        for x, y in choices:
-            left, middle = mark[0] + x, mark[1] + y
-            options.append(np.array([left, middle - half, left + width, middle + half]))
-        best = min(range(len(choices)), key=lambda i: sum(_overlap(options[i], b) for b in boxes))
-        boxes.append(options[best])
-        places.append(choices[best])
-    return places
-
-
-def _overlap(first: np.ndarray, second: np.ndarray) -> float:
-    """Common area of two boxes (left, bottom, right, top)."""
-    sides = np.minimum(first[2:], second[2:]) - np.maximum(first[:2], second[:2])
-    return float(np.prod(np.maximum(sides, 0)))
+    marks = axes.transData.transform([(row[axis], row["miou"]) for row in rows])
+    boxes = [Bbox.from_extents(*(mark - 6), *(mark + 6)) for mark in marks]  # pixels
+    # Offset in points and the side of the text that lies there.
+    sides = [((7, 0), "left"), ((-7, 0), "right"), ((0, 10), "center"), ((0, -10), "center")]
+    sides += [((5, 8), "left"), ((5, -8), "left")]
+    for row in rows:
+        texts = [
+            axes.annotate(
+                str(row["model"]),
+                (row[axis], row["miou"]),
+                xytext=offset,
+                ha=side,
+                va="center",
+                textcoords="offset points",
+                fontsize=LABEL_SIZE,
+                zorder=4,
+                path_effects=[withStroke(linewidth=2.5, foreground="white")],
+            )
+            for offset, side in sides
+        ]
+        extents = [text.get_window_extent() for text in texts]
+        best = min(range(len(sides)), key=lambda i: extents[i].count_overlaps(boxes))
+        boxes.append(extents[best])
+        for text in texts[:best] + texts[best + 1 :]:
+            text.remove()

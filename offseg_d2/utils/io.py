@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
@@ -90,3 +91,32 @@ def write_picture(path: str, picture: np.ndarray) -> None:
     suffix = os.path.splitext(path)[1].lower()
     encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
     write_atomically(path, encoded.tobytes())
+
+
+def require_writable_folder(path: str, option: str) -> None:
+    """Make a folder if need be, and see whether files can be written there.
+
+    Args:
+        path: of the folder.
+        option: of the command line that named it, for the message.
+
+    Raises:
+        OSError: it is none, or cannot be written to.
+    """
+    probe = os.path.join(path, f"{_PREFIX}{os.getpid()}")
+    try:
+        PathManager.mkdirs(path)
+        with PathManager.open(probe, "w"):
+            pass
+        PathManager.rm(probe)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"`{option}` must lead to a folder that can be written to, but '{path}' does not: "
+            f"{reason}."
+        ) from None
+
+
+def file_stem(name: str) -> str:
+    """Part of a file name made of any name: "folder:/data/x:train" -> "folder_data_x_train"."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("_.") or "dataset"

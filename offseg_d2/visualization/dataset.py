@@ -22,8 +22,7 @@ from offseg_d2.data import (
     build_train_loader,
     label_lut_of,
 )
-from offseg_d2.data.inspection import file_stem
-from offseg_d2.utils.io import write_picture
+from offseg_d2.utils.io import file_stem, write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
 Sample = dict[str, Any]

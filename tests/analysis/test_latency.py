@@ -5,15 +5,7 @@ import json
 import pytest
 import torch
 
-from offseg_d2.analysis import (
-    Timing,
-    gemm_peak,
-    gemm_peaks,
-    machine,
-    measure,
-    measure_interleaved,
-    speedup,
-)
+from offseg_d2.analysis import Timing, gemm_peaks, machine, measure_interleaved, speedup
 
 
 def test_calls_take_turns_and_the_warm_up_does_not_count():
@@ -25,7 +17,8 @@ def test_calls_take_turns_and_the_warm_up_does_not_count():
 
 
 def test_measuring_goes_on_for_the_time_that_is_asked_for():
-    timing = measure(lambda: None, seconds=0.02, warmup=0, min_repeats=1)
+    timings = measure_interleaved({"": lambda: None}, seconds=0.02, warmup=0, min_repeats=1)
+    timing = timings[""]
     assert timing.repeats > 1
     assert len(timing.times) == timing.repeats
 
@@ -33,9 +26,7 @@ def test_measuring_goes_on_for_the_time_that_is_asked_for():
 def test_timing_states_median_and_percentiles():
     timing = Timing.of([0.001 * value for value in range(11, 0, -1)])
     assert (timing.median, timing.p10, timing.p90) == pytest.approx((0.006, 0.002, 0.010))
-    stated = {"median_ms": 6.0, "p10_ms": 2.0, "p90_ms": 10.0, "repeats": 11}
-    assert timing.as_dict() == stated
-    assert str(timing) == "6.0 ms (2.0 to 10.0, 11 calls)"
+    assert timing.as_dict() == {"median_ms": 6.0, "p10_ms": 2.0, "p90_ms": 10.0, "repeats": 11}
 
 
 def test_speedup_is_the_median_of_the_rounds():
@@ -48,15 +39,14 @@ def test_speedup_is_the_median_of_the_rounds():
 @pytest.mark.parametrize("name", ["seconds", "min_repeats"])
 def test_time_and_repeats_must_be_positive(name):
     with pytest.raises(ValueError, match=f"`{name}` must be positive, but is 0"):
-        measure(lambda: None, **{name: 0})
+        measure_interleaved({"": lambda: None}, **{name: 0})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_peak_is_a_rate_of_operations(dtype):
-    peaks = gemm_peaks(dtype, size=64)
+    peaks = gemm_peaks(dtype, sizes=(64,))
     assert list(peaks) == ["torch.mm", "packed weights"]
     assert all(1e6 < peak < 1e15 for peak in peaks.values())
-    assert 1e6 < gemm_peak(dtype, size=64) < 1e15
 
 
 def test_machine_can_be_written_down():

@@ -74,7 +74,7 @@ def test_picture_is_a_png_with_something_on_it(rows):
         ('[{"miou": 40, "macs_g": 1}]', 'must have a "model"'),
     ],
 )
-def test_mistakes_in_a_file_are_told(content, message, tmp_path):
+def test_mistakes_in_a_file_are_reported(content, message, tmp_path):
     path = tmp_path / "rows.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -87,7 +87,7 @@ def run_tool(monkeypatch, *arguments):
     runpy.run_path(str(ROOT / "tools" / "plot_tradeoff.py"), run_name="__main__")
 
 
-def test_tool_draws_and_tells_mistakes_in_one_line(monkeypatch, capsys, tmp_path):
+def test_tool_draws_and_reports_mistakes_in_one_line(monkeypatch, capsys, tmp_path):
     output = tmp_path / "p.png"
     run_tool(monkeypatch, "--output", output, "--dataset", "ade20k")
     assert output.read_bytes().startswith(b"\x89PNG")

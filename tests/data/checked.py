@@ -84,8 +84,8 @@ PLANTS: dict[str, Plant] = {
     "missing image": ("missing_image", "b.jpg", r"is not there.*b\.png", Path.unlink),
     "truncated JPEG": ("truncated", "b.jpg", "end-of-image marker", halve),
     "JPEG whose end is zeros": ("truncated", "b.jpg", "end-of-image marker", _zero_tail),
-    "truncated PNG": ("truncated", "b.png", "IDAT chunk needs", halve),
-    "flipped bit in a PNG": ("corrupt", "b.png", "checksum of its IDAT", _flip_bit),
+    "truncated PNG": ("truncated", "b.png", "end chunk is missing", halve),
+    "flipped bit in a PNG": ("corrupt", "b.png", "checksum in b'IDAT'", _flip_bit),
     "empty image": ("empty", "b.jpg", "no content", lambda path: path.write_bytes(b"")),
     "empty label": ("empty", "b.png", "no content", lambda path: path.write_bytes(b"")),
     "image that is none": (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from offseg_d2.data.inspection import FAULTS, WARNINGS, check_datasets, title
+from offseg_d2.data.inspection import FAULTS, check_datasets
 from tests.data.checked import (
     CLASSES,
     HEIGHT,
@@ -40,12 +40,12 @@ def check(root):
 
 @pytest.fixture
 def register():
-    """Registers records by a name, which is forgotten afterwards."""
+    """Registers samples by a name, which is forgotten afterwards."""
     names = []
 
-    def add(name, records, **metadata):
+    def add(name, samples, **metadata):
         names.append(name)
-        DatasetCatalog.register(name, lambda: records)
+        DatasetCatalog.register(name, lambda: samples)
         given = {"stuff_classes": list(CLASSES), "label_map": {0: 0, 1: 1, 2: 2, 255: 255}}
         MetadataCatalog.get(name).set(**{**given, **metadata})
         return name
@@ -56,7 +56,7 @@ def register():
         MetadataCatalog.remove(name)
 
 
-def records_of(root, names=NAMES):
+def samples_of(root, names=NAMES):
     return [
         {
             "file_name": str(root / "images" / "train" / f"{name}.jpg"),
@@ -74,7 +74,7 @@ def kinds(faults):
 def test_clean_dataset_is_clean(check):
     report = check()
     assert report.is_clean and not report.faults and not report.warnings
-    counts = report.num_records, report.num_images, report.num_labels, report.num_usable
+    counts = report.num_samples, report.num_images, report.num_labels, report.num_usable
     assert counts == (4, 4, 4, 4)
     assert report.sizes == {(HEIGHT, WIDTH): 4}
 
@@ -117,12 +117,12 @@ def test_files_missing_on_either_side_of_a_listed_dataset_are_all_named(tmp_path
     (report,) = check_datasets(["camvid_train"])
     assert [fault.path for fault in report.faults] == [str(path) for path in gaps]
     assert kinds(report.faults) == ["missing_image", "missing_image", "missing_label"]
-    assert (report.num_records, report.num_images, report.num_labels) == (5, 3, 4)
+    assert (report.num_samples, report.num_images, report.num_labels) == (5, 3, 4)
     assert report.num_usable == 2
 
 
 def test_half_pairs_that_a_loader_drops_silently_are_found(root, register):
-    (report,) = check_datasets([register("check_dropped", records_of(root, ("a", "b")))])
+    (report,) = check_datasets([register("check_dropped", samples_of(root, ("a", "b")))])
     assert kinds(report.warnings) == ["unlisted", "unlisted"]  # c and d are complete pairs
     assert report.is_clean
     (root / "images/train/c.jpg").unlink()
@@ -143,35 +143,35 @@ def test_counterparts_are_recognised_by_the_endings_of_their_names(root, registe
             save(path, np.full((HEIGHT, WIDTH), ord(name) % 3, np.uint8))
     (root / "annotations/city/x_gtFine_polygons.json").write_text("{}")
     (root / "annotations/city/y_gtFine_ids.png").unlink()
-    records = [
+    samples = [
         {
             "file_name": str(root / "images" / "city" / f"{name}_rgb.png"),
             "sem_seg_file_name": str(root / "annotations" / "city" / f"{name}_gtFine_ids.png"),
         }
         for name in "xz"
     ]
-    (report,) = check_datasets([register("check_endings", records)])
+    (report,) = check_datasets([register("check_endings", samples)])
     (fault,) = report.faults
     assert (fault.kind, fault.path) == ("missing_label", str(root / "images/city/y_rgb.png"))
 
 
 def test_repeated_names_and_files_are_found_once_each(root, register):
-    a, b, c, d = records_of(root)
+    a, b, c, d = samples_of(root)
     shared_label = {**c, "sem_seg_file_name": d["sem_seg_file_name"]}
     same_name = {**b, "image_id": "c"}
-    records = [a, a, same_name, shared_label, d]
-    (report,) = check_datasets([register("check_twice", records)])
+    samples = [a, a, same_name, shared_label, d]
+    (report,) = check_datasets([register("check_twice", samples)])
     found = [(f.kind, f.path) for f in report.faults if f.kind == "duplicate"]
-    # The shared label map speaks for its two records; nothing is left that shares a name.
+    # The shared label map speaks for its two samples; nothing is left that shares a name.
     assert found == [("duplicate", a["file_name"]), ("duplicate", d["sem_seg_file_name"])]
     (report,) = check_datasets([register("check_names", [a, same_name, c, d])])
     assert [(f.kind, f.path) for f in report.faults] == [("duplicate", "c")]
 
 
 def test_images_of_the_same_content_are_found_across_datasets(root, register):
-    first = register("check_train", records_of(root, ("a", "b")))
+    first = register("check_train", samples_of(root, ("a", "b")))
     (root / "images/train/d.jpg").write_bytes((root / "images/train/a.jpg").read_bytes())
-    second = register("check_val", records_of(root, ("c", "d")))
+    second = register("check_val", samples_of(root, ("c", "d")))
     train, val = check_datasets([first, second])
     assert "same_content" not in kinds(train.warnings)
     (warning,) = [w for w in val.warnings if w.kind == "same_content"]
@@ -208,13 +208,13 @@ def test_complaints_of_the_decoder_are_passed_on(root, check):
 
 
 def test_unusual_image_mode_and_wrong_recorded_size_are_found(root, register):
-    records = records_of(root)
+    samples = samples_of(root)
     rgba = np.random.RandomState(0).randint(0, 256, (HEIGHT, WIDTH, 4)).astype(np.uint8)
     save(root / "images/train/a.jpg", rgba)
-    records[1].update(height=HEIGHT, width=WIDTH + 1)
-    (report,) = check_datasets([register("check_modes", records)])
+    samples[1].update(height=HEIGHT, width=WIDTH + 1)
+    (report,) = check_datasets([register("check_modes", samples)])
     assert [(w.kind, w.path) for w in report.warnings] == [
-        ("image_format", records[0]["file_name"])
+        ("image_format", samples[0]["file_name"])
     ]
     (fault,) = report.faults
     assert fault.kind == "size" and "dataset records 33x24" in fault.message
@@ -223,14 +223,14 @@ def test_unusual_image_mode_and_wrong_recorded_size_are_found(root, register):
 def test_definition_of_the_dataset_is_checked(root, register):
     name = register(
         "check_definition",
-        records_of(root),
+        samples_of(root),
         stuff_classes=["sky", "tree", "tree"],
         stuff_colors=[[0, 0, 0]],
         label_map={0: 0, 1: 0, 2: 3, 255: 255},
     )
     (report,) = check_datasets([name])
-    told = [fault.message for fault in report.faults]
-    assert told == [
+    messages = [fault.message for fault in report.faults]
+    assert messages == [
         "has 3 classes, but 1 colours",
         "has 2 classes of the name 'tree'",
         "maps id 2 to 3, but has 3 classes",
@@ -241,9 +241,9 @@ def test_definition_of_the_dataset_is_checked(root, register):
 
 
 def test_dataset_without_labels_is_checked_for_its_images(root, register):
-    records = [{"file_name": record["file_name"]} for record in records_of(root)]
+    samples = [{"file_name": sample["file_name"]} for sample in samples_of(root)]
     plant(root, "truncated JPEG")
-    (report,) = check_datasets([register("check_test_split", records)])
+    (report,) = check_datasets([register("check_test_split", samples)])
     assert kinds(report.faults) == ["truncated"] and not report.warnings
     assert (report.num_images, report.num_labels, report.num_usable) == (4, 0, 3)
 
@@ -256,8 +256,3 @@ def test_whatever_stops_the_check_of_a_pair_is_a_fault_of_the_pair(root, check, 
     report = check()
     assert kinds(report.faults) == ["crash"] * 4
     assert "MemoryError: too large" in report.faults[0].message
-
-
-def test_every_kind_has_a_title():
-    assert not FAULTS.keys() & WARNINGS.keys()
-    assert all(title(kind) for kind in [*FAULTS, *WARNINGS])

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..label_map import IGNORE_LABEL, build_lut, classes_of, describe_label_map, label_map_of
 from .faults import FAULTS, WARNINGS, Fault
-from .listing import Record, find_duplicates, find_unused, list_records
+from .listing import Sample, find_duplicates, find_unused, list_samples
 from .pair import PairResult, check_pair
 from .workers import WorkerDeath, run_in_workers
 
@@ -21,7 +21,7 @@ _NO_COLOR = (128, 128, 128)
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """How often the classes occur in the usable label maps; K classes."""
+    """Frequencies of the classes in the usable label maps; K classes."""
 
     names: list[str]
     colors: list[tuple[int, int, int]]  # RGB; grey where the metadata has none
@@ -43,14 +43,14 @@ class ClassStatistics:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What was found about one dataset."""
+    """Findings about one dataset."""
 
     name: str
     label_map: str  # in one line
-    num_records: int
+    num_samples: int
     num_images: int  # that are there
     num_labels: int  # that are there
-    num_usable: int  # records without any fault
+    num_usable: int  # samples without any fault
     sizes: dict[tuple[int, int], int]  # (height, width) -> images
     classes: ClassStatistics
     faults: tuple[Fault, ...]
@@ -58,7 +58,7 @@ class DatasetReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing is wrong; warnings do not count."""
+        """True if nothing is wrong; warnings do not count."""
         return not self.faults
 
 
@@ -81,21 +81,21 @@ def check_datasets(names: Sequence[str], workers: int = 0) -> list[DatasetReport
         raise ValueError(f"`--workers` must not be negative, but is {workers}.")
     if len(set(names)) < len(names):
         raise ValueError(f"Datasets must be named once each, but are {', '.join(names)}.")
-    listed = {name: list_records(name) for name in names}
+    listed = {name: list_samples(name) for name in names}
     contents: dict[bytes, str] = {}
-    return [_check(name, records, workers, contents) for name, records in listed.items()]
+    return [_check(name, samples, workers, contents) for name, samples in listed.items()]
 
 
 def _check(
-    name: str, records: list[Record], workers: int, contents: dict[bytes, str]
+    name: str, samples: list[Sample], workers: int, contents: dict[bytes, str]
 ) -> DatasetReport:
     """Check one dataset; ``contents`` (digest -> image file) is shared by all, and added to."""
     metadata = MetadataCatalog.get(name)
-    found = [*_check_definition(metadata), *find_duplicates(name, records), *find_unused(records)]
-    results = _check_files(metadata, records, workers)
-    for record, result in zip(records, results, strict=True):
+    found = [*_check_definition(metadata), *find_duplicates(name, samples), *find_unused(samples)]
+    results = _check_files(metadata, samples, workers)
+    for sample, result in zip(samples, results, strict=True):
         found += result.faults
-        found += _find_same_content(record["file_name"], result.digest, contents)
+        found += _find_same_content(sample["file_name"], result.digest, contents)
     classes = _count_classes(metadata, results)
     if classes.num_labels and classes.absent:
         shown = ", ".join(classes.absent[:_MAX_NAMES_SHOWN])
@@ -105,7 +105,7 @@ def _check(
     return DatasetReport(
         name=name,
         label_map=describe_label_map(metadata),
-        num_records=len(records),
+        num_samples=len(samples),
         num_images=sum(result.image_found for result in results),
         num_labels=sum(result.label_found for result in results),
         num_usable=sum(not any(f.kind in FAULTS for f in r.faults) for r in results),
@@ -135,20 +135,18 @@ def _check_definition(metadata: Metadata) -> Iterator[Fault]:
         yield Fault("definition", metadata.name, text)
 
 
-def _check_files(metadata: Metadata, records: list[Record], workers: int) -> list[PairResult]:
-    """Check all pairs; the results come in the order of the records."""
+def _check_files(metadata: Metadata, samples: list[Sample], workers: int) -> list[PairResult]:
+    """Check all pairs; the results come in the order of the samples."""
     function = functools.partial(check_pair, lut=build_lut(label_map_of(metadata)))
-    # Of each record what the check reads: the rest need not pass through the pipes.
+    # Of each sample what the check reads: the rest need not pass through the pipes.
     keys = ("file_name", "sem_seg_file_name", "height", "width")
-    tasks = [{key: record[key] for key in keys if key in record} for record in records]
-    results = [PairResult()] * len(tasks)
+    tasks = [{key: sample[key] for key in keys if key in sample} for sample in samples]
     done = run_in_workers(function, tasks, workers)
-    for index, result in tqdm(done, metadata.name, len(tasks), unit="pair", disable=None):
-        results[index] = _replace_death(tasks[index], result)
-    return results
+    shown = tqdm(done, metadata.name, len(tasks), unit="pair", disable=None)
+    return [_replace_death(task, result) for task, result in zip(tasks, shown, strict=True)]
 
 
-def _replace_death(task: Record, result: PairResult | WorkerDeath) -> PairResult:
+def _replace_death(task: Sample, result: PairResult | WorkerDeath) -> PairResult:
     if isinstance(result, PairResult):
         return result
     label = task.get("sem_seg_file_name")

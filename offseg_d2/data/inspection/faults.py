@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: one place for the kinds, their order and their titles."""
+"""Faults of a dataset: their kinds, order and titles."""
 
 from typing import NamedTuple
 
@@ -37,8 +37,3 @@ WARNINGS = {
     "unlisted": "files that the dataset does not use",
     "absent_class": "classes that never occur",
 }
-
-
-def title(kind: str) -> str:
-    """Title of a kind of fault or warning."""
-    return FAULTS.get(kind) or WARNINGS[kind]

@@ -1,4 +1,4 @@
-"""Which files a registered dataset consists of, gaps included."""
+"""Files of a registered dataset, gaps included."""
 
 import collections
 import itertools
@@ -12,14 +12,14 @@ from detectron2.utils.file_io import PathManager
 from ..datasets import require_registered
 from .faults import Fault
 
-Record = dict[str, Any]
+Sample = dict[str, Any]
 _MAX_NAMES_SHOWN = 3
 
 
-def list_records(name: str) -> list[Record]:
-    """Return the records of a dataset, also of one whose files are partly missing.
+def list_samples(name: str) -> list[Sample]:
+    """Return the samples of a dataset, also of one whose files are partly missing.
 
-    A loader that finds gaps raises an error whose ``records`` are those that should be there;
+    A loader that finds gaps raises an error whose ``samples`` are those that should be there;
     the check of each file will name what is missing.
 
     Raises:
@@ -28,40 +28,40 @@ def list_records(name: str) -> list[Record]:
     """
     require_registered(name)
     try:
-        records = DatasetCatalog.get(name)
+        samples = DatasetCatalog.get(name)
     except FileNotFoundError as error:
-        records = getattr(error, "samples", None)
-        if not records:
+        samples = getattr(error, "samples", None)
+        if not samples:
             raise
     except (AssertionError, KeyError) as error:  # how Detectron2's own loaders complain
         raise ValueError(f"Dataset '{name}' must be readable, but is not: {error}.") from error
-    if not records:
+    if not samples:
         raise ValueError(f"Dataset '{name}' must hold at least one image, but is empty.")
-    return list(records)
+    return list(samples)
 
 
-def find_duplicates(name: str, records: list[Record]) -> Iterator[Fault]:
-    """Find files and names that belong to several records; each record is told of once."""
+def find_duplicates(name: str, samples: list[Sample]) -> Iterator[Fault]:
+    """Find files and names that belong to several samples; each sample is named once."""
     for key, what in (
         ("file_name", "is the image"),
         ("sem_seg_file_name", "is the label map"),
         ("image_id", "is the name"),
     ):
-        counts = collections.Counter(r[key] for r in records if r.get(key) is not None)
+        counts = collections.Counter(r[key] for r in samples if r.get(key) is not None)
         repeated = {value: count for value, count in counts.items() if count > 1}
         for value, count in repeated.items():
-            yield Fault("duplicate", str(value), f"{what} of {count} records of '{name}'")
-        records = [record for record in records if record.get(key) not in repeated]
+            yield Fault("duplicate", str(value), f"{what} of {count} samples of '{name}'")
+        samples = [sample for sample in samples if sample.get(key) not in repeated]
 
 
-def find_unused(records: list[Record]) -> Iterator[Fault]:
-    """Look for files beside those of the records, in the same folders and with the same endings.
+def find_unused(samples: list[Sample]) -> Iterator[Fault]:
+    """Look for files beside those of the samples, in the same folders and with the same endings.
 
     Where every complete pair is used, a file without its counterpart is half a pair that was
-    dropped, and a fault. Elsewhere a list chooses what is used, and one line tells how much is not.
+    dropped, and a fault. Elsewhere a list chooses what is used, and one line says how much is not.
     """
     pairs = [
-        (r["file_name"], r["sem_seg_file_name"]) for r in records if r.get("sem_seg_file_name")
+        (r["file_name"], r["sem_seg_file_name"]) for r in samples if r.get("sem_seg_file_name")
     ]
     endings = [_endings(os.path.basename(i), os.path.basename(m)) for i, m in pairs]
     image_folder_of = {os.path.dirname(m): os.path.dirname(i) for i, m in pairs}
@@ -87,7 +87,7 @@ def find_unused(records: list[Record]) -> Iterator[Fault]:
 
 
 def _endings(image: str, label: str) -> tuple[str, str]:
-    """What follows the common beginning: a_rgb.png, a_ids.png -> rgb.png, ids.png."""
+    """Parts behind the common beginning: a_rgb.png, a_ids.png -> rgb.png, ids.png."""
     pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(image, label, strict=False))
     common = sum(1 for _ in pairs)
     if common in (len(image), len(label)):

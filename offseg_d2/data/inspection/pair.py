@@ -22,7 +22,7 @@ _MAX_IDS_SHOWN = 5
 
 
 class PairResult(NamedTuple):
-    """What was found about one record."""
+    """Findings about one sample."""
 
     faults: tuple[Fault, ...] = ()
     image_found: bool = False
@@ -41,18 +41,18 @@ class _FileError(Exception):
 
 
 class _Header(NamedTuple):
-    """What Pillow tells of a file; a format of "" means that it does not know it."""
+    """Facts that Pillow reads of a file; a format of "" means that it does not know it."""
 
     format: str
     mode: str
     orientation: int  # EXIF, 1 if there is none
 
 
-def check_pair(record: dict[str, Any], lut: LabelLut) -> PairResult:
+def check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
     """Read an image and its label map as training does, and strictly besides.
 
     Args:
-        record: of the dataset, with "file_name" and, unless it is for testing only,
+        sample: of the dataset, with "file_name" and, unless it is for testing only,
             "sem_seg_file_name".
         lut: table of the dataset's label map.
 
@@ -60,19 +60,19 @@ def check_pair(record: dict[str, Any], lut: LabelLut) -> PairResult:
         all that is wrong with the two; nothing is raised, whatever the files hold.
     """
     try:
-        return _check_pair(record, lut)
+        return _check_pair(sample, lut)
     except Exception as error:  # such as too little memory for an image of absurd size
         text = f"cannot be checked: {type(error).__name__}: {error}"
-        return PairResult((Fault("crash", record["file_name"], text),))
+        return PairResult((Fault("crash", sample["file_name"], text),))
 
 
-def _check_pair(record: dict[str, Any], lut: LabelLut) -> PairResult:
+def _check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
     faults: list[Fault] = []
-    image, label = record["file_name"], record.get("sem_seg_file_name")
+    image, label = sample["file_name"], sample.get("sem_seg_file_name")
     result = PairResult(image_found=True, label_found=label is not None)
     header, raw = _Header("", "", 1), None
     try:
-        size, digest, header = _check_image(image, record, faults)
+        size, digest, header = _check_image(image, sample, faults)
         result = result._replace(size=size, digest=digest)
     except _FileError as error:
         partner = f"; its label map is '{label}'" if label and error.kind == "missing_image" else ""
@@ -94,7 +94,7 @@ def _check_pair(record: dict[str, Any], lut: LabelLut) -> PairResult:
 
 
 def _check_image(
-    path: str, record: dict[str, Any], faults: list[Fault]
+    path: str, sample: dict[str, Any], faults: list[Fault]
 ) -> tuple[tuple[int, int], bytes, _Header]:
     """Return size, digest and header of a usable image; what is merely odd goes to ``faults``."""
     encoded = _read_whole(path, "Image")
@@ -108,7 +108,7 @@ def _check_image(
     if header.mode not in _USUAL_IMAGE_MODES:
         text = f"has mode '{header.mode}', which is converted to 8-bit colours"
         faults.append(Fault("image_format", path, text))
-    recorded = record.get("height", height), record.get("width", width)
+    recorded = sample.get("height", height), sample.get("width", width)
     if recorded != (height, width):
         text = f"is {width}x{height}, but its dataset records {recorded[1]}x{recorded[0]}"
         faults.append(Fault("size", path, text))

@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 from tabulate import tabulate
 
 from .check import ClassStatistics, DatasetReport
-from .faults import Fault
-from .faults import title as title_of
+from .faults import FAULTS, WARNINGS, Fault
 
 _MAX_SIZES_SHOWN = 3
-_CLASSES_A_COLUMN = 50
 
 
 def format_report(report: DatasetReport, limit: int | None = None) -> str:
@@ -67,10 +66,10 @@ def report_to_dict(report: DatasetReport) -> dict[str, Any]:
         "name": report.name,
         "clean": report.is_clean,
         "label_map": report.label_map,
-        "records": report.num_records,
+        "samples": report.num_samples,
         "images": report.num_images,
         "labels": report.num_labels,
-        "usable_records": report.num_usable,
+        "usable_samples": report.num_usable,
         "sizes": [
             {"width": width, "height": height, "images": count}
             for (height, width), count in report.sizes.items()
@@ -95,58 +94,35 @@ def format_json(reports: Sequence[DatasetReport]) -> str:
 def plot_classes(report: DatasetReport) -> bytes:
     """Draw the share of each class, the most frequent one on top, as a PNG file's content."""
     classes = report.classes
-    order = np.argsort(-classes.pixels, kind="stable")[: np.count_nonzero(classes.pixels)]
-    num_columns = max(math.ceil(len(order) / _CLASSES_A_COLUMN), 1)
-    rows = max(math.ceil(len(order) / num_columns), 1)
-    absent = textwrap.wrap(", ".join(classes.absent), width=95 * num_columns)
-    # In inches. Fixed, because to measure hundreds of names takes matplotlib seconds.
-    names = 0.5 + 0.075 * max((len(name) for name in classes.names), default=0)
-    width, foot = num_columns * (names + 5.0), 0.35 + 0.16 * (len(absent) + bool(absent))
-    height = 0.45 + 0.23 * rows + foot
-    figure = Figure((width, height), dpi=110)
-    lowest = 10.0 ** math.floor(math.log10(classes.shares[order].min(initial=1e-2) / 2))
-    for column in range(num_columns):
-        box = (column * (names + 5.0) + names, foot, 4.8, 0.23 * rows)
-        axes = figure.add_axes(tuple(np.divide(box, (width, height, width, height))))
-        _draw_bars(axes, classes, order[column * rows : (column + 1) * rows], rows, lowest)
+    chosen = np.argsort(-classes.pixels, kind="stable")[: np.count_nonzero(classes.pixels)]
+    shares = classes.shares[chosen]
+    lowest = 10.0 ** math.floor(math.log10(shares.min(initial=1e-2) / 2))
+    figure = Figure((9, 1.5 + 0.2 * len(chosen)), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    colors = [np.array(classes.colors[i]) / 255 for i in chosen]
+    bars = axes.barh(np.arange(len(chosen)), shares, color=colors, edgecolor="0.25", linewidth=0.5)
+    axes.bar_label(bars, [f" {100 * share:.2g}%" for share in shares], fontsize=8)
+    names = [f"{classes.names[i]}  {i}" for i in chosen]
+    axes.set_yticks(np.arange(len(chosen)), names, fontsize=8)
+    axes.set_ylim(max(len(chosen), 1) - 0.4, -0.6)
+    axes.set_xscale("log")
+    axes.set_xlim(lowest, 4.0)  # room for the numbers behind the bars
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
     labels = _count(classes.num_labels, "label map")
-    name = report.name if len(report.name) <= 50 else f"...{report.name[-47:]}"
-    title = f"{name}: share of the labelled pixels of {labels}"
-    figure.text(0.5, 1 - 0.25 / height, title, ha="center", va="center", fontsize=11)
-    if absent:
-        text = "\n".join([f"never ({len(classes.absent)}):", *absent])
-        figure.text(0.1 / width, 0.05 / height, text, va="bottom", fontsize=8, color="crimson")
+    axes.set_title(f"{report.name[-50:]}: share of the labelled pixels of {labels}", fontsize=11)
+    if classes.absent:
+        absent = f"never ({len(classes.absent)}): {', '.join(classes.absent)}"
+        axes.set_xlabel(textwrap.fill(absent, width=110), fontsize=8, color="crimson")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
-def _draw_bars(
-    axes: Any, classes: ClassStatistics, chosen: np.ndarray, rows: int, lowest: float
-) -> None:
-    """Draw classes that occur as horizontal bars, from the top; ``rows`` would fill the axes."""
-    places, shares = np.arange(len(chosen)), classes.shares[chosen]
-    colors = [np.array(classes.colors[i]) / 255 for i in chosen]
-    axes.barh(places, shares - lowest, left=lowest, color=colors, height=0.75,
-              edgecolor="0.25", linewidth=0.5)  # fmt: skip
-    for place, share in zip(places, shares, strict=True):
-        axes.text(share, place, f" {100 * share:.2g}%", va="center", fontsize=8, color="0.2")
-    axes.set_yticks(places, [f"{classes.names[i]}  {i}" for i in chosen], fontsize=8)
-    axes.set_ylim(rows - 0.4, -0.6)
-    axes.set_xscale("log")
-    axes.set_xlim(lowest, 4.0)  # room for the numbers behind the bars
-    ticks = [10.0**exponent for exponent in range(round(math.log10(lowest)), 1)]
-    axes.set_xticks(ticks, [f"{100 * tick:g}%" for tick in ticks], fontsize=8)
-    axes.minorticks_off()
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _headline(report: DatasetReport) -> str:
     return (
-        f"{report.name}: {_count(report.num_records, 'record')}, "
+        f"{report.name}: {_count(report.num_samples, 'sample')}, "
         f"{_count(report.num_images, 'image')}, {_count(report.num_labels, 'label map')}, "
         f"{report.num_usable} without fault."
     )
@@ -164,7 +140,7 @@ def _list_faults(name: str, faults: Sequence[Fault], limit: int | None) -> Itera
     for kind, group in itertools.groupby(faults, lambda fault: fault.kind):
         members = list(group)
         yield ""
-        yield f"{_count(len(members), name)}: {title_of(kind)}"
+        yield f"{_count(len(members), name)}: {FAULTS.get(kind) or WARNINGS[kind]}"
         yield from (f"  {fault.path}: {fault.message}" for fault in members[:limit])
         if limit is not None and len(members) > limit:
             yield f"  ... and {len(members) - limit} more"

@@ -1,29 +1,32 @@
 """A function on many tasks in processes, of which any may die.
 
-Standard pools lose all tasks when one process is killed, by the kernel for want of memory or by a
-fault in a C library, and cannot tell which task it was. Here each process has one task at a time
-and a pipe of its own, so that a death names its task: that task is tried once more, and the others
-go on.
+A pool of processes loses all tasks under way when one process is killed, by the kernel for want of
+memory or by a fault in a C library, and cannot tell which task it was. So tasks come in blocks, and
+those of a block that breaks are done again, each in a process of its own.
 """
 
-import collections
-import contextlib
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import connection
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
 import cv2
 
-_ATTEMPTS = 2
+# Forked processes share what is loaded already; importing it again takes seconds each.
+_CONTEXT = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+_BLOCK = 32  # tasks of each process in a block
 # So many tasks lost one after the other are no fault of the tasks.
 _MAX_LOST_IN_A_ROW = 5
 
 
 class WorkerDeath(NamedTuple):
-    """Takes the place of a result: the process died each time it had this task."""
+    """Stands in for a result: the process died each time it had this task."""
 
     reason: str  # such as "killed by SIGSEGV"
 
@@ -34,7 +37,7 @@ class WorkersError(OSError):
 
 def run_in_workers(
     function: Callable[[Any], Any], tasks: Sequence[Any], workers: int
-) -> Iterator[tuple[int, Any]]:
+) -> Iterator[Any]:
     """Call ``function`` on each task.
 
     Args:
@@ -43,98 +46,76 @@ def run_in_workers(
         workers: number of processes; 0 calls it in this one.
 
     Yields:
-        index of the task and its result or :class:`WorkerDeath`, in the order of completion.
+        result of each task or :class:`WorkerDeath`, in their order.
 
     Raises:
         WorkersError: see there.
         OSError: no process can be started.
     """
     if workers == 0:
-        yield from ((index, function(task)) for index, task in enumerate(tasks))
+        yield from map(function, tasks)
         return
-    team = _Team(function, min(workers, len(tasks)))
+    blocks = [tasks[i : i + _BLOCK * workers] for i in range(0, len(tasks), _BLOCK * workers)]
+    while blocks:
+        with ProcessPoolExecutor(workers, _CONTEXT, initializer=_prepare_process) as pool:
+            try:
+                while blocks:
+                    yield from list(pool.map(function, blocks[0]))
+                    blocks.pop(0)
+            except BrokenProcessPool:
+                pass  # which no pool survives
+        if blocks:
+            yield from _run_one_by_one(function, blocks.pop(0), workers)
+
+
+def _run_one_by_one(
+    function: Callable[[Any], Any], tasks: Sequence[Any], workers: int
+) -> Iterator[Any]:
+    """Call ``function`` on each task in a process of its own, in a second one if that dies."""
+    lost_in_a_row = 0
+    for task in tasks:
+        result = _run_alone(function, task)
+        if isinstance(result, WorkerDeath):
+            result = _run_alone(function, task)
+        lost_in_a_row = lost_in_a_row + 1 if isinstance(result, WorkerDeath) else 0
+        if lost_in_a_row == _MAX_LOST_IN_A_ROW:
+            raise WorkersError(
+                f"Worker processes keep dying (the last one was {result.reason}); is there memory "
+                f"for {workers} of them? `--workers` sets their number."
+            )
+        yield result
+
+
+def _run_alone(function: Callable[[Any], Any], task: Any) -> Any:
+    pipe, far_end = _CONTEXT.Pipe(duplex=False)
+    process = _CONTEXT.Process(target=_send_result, args=(function, task, far_end), daemon=True)
+    process.start()
+    far_end.close()  # held by the process alone, the pipe breaks when it dies
     try:
-        yield from team.run(tasks)
+        return pipe.recv()
+    except EOFError:
+        process.join()
+        return WorkerDeath(_describe_end(process.exitcode or 0))
     finally:
-        team.close()
+        process.join()
 
 
-class _Worker:
-    """A process and this end of its pipe."""
-
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        # Forked processes share what is loaded already; importing it anew takes seconds each.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self.pipe, far_end = context.Pipe()
-        self.process = context.Process(
-            target=_serve, args=(function, far_end, self.pipe), daemon=True
-        )
-        self.process.start()
-        far_end.close()  # held by the process alone, the pipe breaks when it dies
-        self.index: int | None = None  # of the task it has
-
-    def give(self, index: int, task: Any) -> None:
-        """Hand over a task."""
-        self.index = index
-        with contextlib.suppress(OSError):  # it has died meanwhile, which receiving will show
-            self.pipe.send(task)
-
-    def receive(self) -> Any:
-        """Wait for the result of the task, or for the :class:`WorkerDeath`."""
-        try:
-            return self.pipe.recv()
-        except (EOFError, OSError):
-            self.process.join()
-            return WorkerDeath(_describe_end(self.process.exitcode or 0))
+def _send_result(function: Callable[[Any], Any], task: Any, pipe: Connection) -> None:
+    _prepare_process()
+    pipe.send(function(task))
 
 
-class _Team:
-    def __init__(self, function: Callable[[Any], Any], size: int) -> None:
-        self.function, self.size = function, size
-        self.workers: list[_Worker] = []
+def _prepare_process() -> None:
+    """Leave interrupts to the main process, and end with it, be it killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    cv2.setNumThreads(0)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def run(self, tasks: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        waiting = collections.deque(range(len(tasks)))
-        attempts: collections.Counter[int] = collections.Counter()
-        lost_in_a_row = 0
-        while waiting or self._busy():
-            self._hand_out(waiting, tasks)
-            ready = connection.wait([worker.pipe for worker in self._busy()])
-            for worker in [worker for worker in self.workers if worker.pipe in ready]:
-                index, result = worker.index, worker.receive()
-                worker.index = None
-                if isinstance(result, WorkerDeath):
-                    self.workers.remove(worker)
-                    attempts[index] += 1
-                    if attempts[index] < _ATTEMPTS:
-                        waiting.appendleft(index)
-                        continue
-                lost_in_a_row = lost_in_a_row + 1 if isinstance(result, WorkerDeath) else 0
-                if lost_in_a_row == _MAX_LOST_IN_A_ROW:
-                    raise WorkersError(
-                        f"Worker processes keep dying (the last one was {result.reason}); is there "
-                        f"memory for {self.size} of them? `--workers` sets their number."
-                    )
-                yield index, result
 
-    def _busy(self) -> list[_Worker]:
-        return [worker for worker in self.workers if worker.index is not None]
-
-    def _hand_out(self, waiting: collections.deque[int], tasks: Sequence[Any]) -> None:
-        """Give every idle worker a task, and replace the dead ones."""
-        while waiting and len(self.workers) < self.size:
-            self.workers.append(_Worker(self.function))
-            self.workers[-1].give(waiting[0], tasks[waiting.popleft()])
-        for worker in self.workers:
-            if waiting and worker.index is None:
-                worker.give(waiting[0], tasks[waiting.popleft()])
-
-    def close(self) -> None:
-        """End all processes, busy or not."""
-        for worker in self.workers:
-            worker.process.terminate()
-        for worker in self.workers:
-            worker.process.join()
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _describe_end(exit_code: int) -> str:
@@ -144,21 +125,3 @@ def _describe_end(exit_code: int) -> str:
         return f"killed by {signal.Signals(-exit_code).name}"
     except ValueError:
         return f"killed by signal {-exit_code}"
-
-
-def _serve(
-    function: Callable[[Any], Any], pipe: connection.Connection, far_end: connection.Connection
-) -> None:
-    """Work until the other end of the pipe is closed, be it because the main process was killed."""
-    far_end.close()  # forked along; the pipe would never break while this process has both ends
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    cv2.setNumThreads(0)
-    while True:
-        try:
-            task = pipe.recv()
-        except (EOFError, OSError):
-            return
-        result = function(task)
-        with contextlib.suppress(OSError):
-            pipe.send(result)
