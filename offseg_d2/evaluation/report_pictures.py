@@ -90,9 +90,12 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     num_classes = len(class_names)
     has_numbers = num_classes <= _MAX_CLASSES_WITH_NUMBERS
     shares = 100 * matrix[:-1, :-1] / np.maximum(matrix[:-1].sum(axis=1, keepdims=True), 1)
-    side = 2.5 + num_classes * (0.34 if has_numbers else 0.13)  # inches
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot(xlabel="prediction", ylabel="ground truth")
+    cells = num_classes * (0.34 if has_numbers else 0.13)  # inches
+    margin = 2.0  # for the names; a layout that measures them takes seconds
+    side = cells + margin + 0.1
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_axes((margin / side, margin / side, cells / side, cells / side))
+    axes.set(xlabel="prediction", ylabel="ground truth")
     # The root lets rare confusions be seen.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
     names = [name[:_MAX_NAME_LENGTH] for name in class_names]
