@@ -83,7 +83,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> Any:
     checkpointer = Trainer.build_checkpointer(cfg, model)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
     dirs = {"predictions_dir": args.save_predictions, "pictures_dir": args.show_dir}
-    return evaluate(Trainer, cfg, model, **dirs)
+    return evaluate(cfg, model, **dirs)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

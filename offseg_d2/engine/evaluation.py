@@ -1,4 +1,4 @@
-"""Evaluation of a configuration: the one place where evaluators are built, and ``--eval-only``.
+"""Evaluation of a configuration: its evaluators, the run over its test sets, ``--eval-only``.
 
 Data sets without labels, as test servers have them, can be predicted but not evaluated.
 """
@@ -7,20 +7,24 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.evaluation import DatasetEvaluator, DatasetEvaluators
+from detectron2.evaluation import (
+    DatasetEvaluator,
+    DatasetEvaluators,
+    inference_on_dataset,
+    print_csv_format,
+)
 from detectron2.utils import comm
 from torch import nn
 
 from offseg_d2.config import ConfigError
 from offseg_d2.data import (
     IGNORE_LABEL,
-    build_lut,
-    label_map_of,
+    build_test_loader,
     read_label_map,
     require_registered,
 )
@@ -33,16 +37,16 @@ from offseg_d2.evaluation import (
     SemSegEvaluator,
     to_class_ids,
 )
+from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.utils.io import write_atomically
-from offseg_d2.visualization.classes import class_colors
 
 from .defaults import software_versions
 from .saved_predictions import build_saving_model
 
-if TYPE_CHECKING:
-    from .trainer import Trainer
-
 logger = logging.getLogger(__name__)
+
+LoaderBuilder = Callable[[CfgNode, str], Iterable[list[dict[str, Any]]]]
+EvaluatorBuilder = Callable[[CfgNode, str], DatasetEvaluator]
 
 _REPORT_RULES = ("eval_only", "always", "never")
 
@@ -58,17 +62,17 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> SemSegEvaluator:
         ValueError: the data set has no labels, or a key cannot be used.
     """
     keys = cfg.TEST.SEM_SEG
-    records = DatasetCatalog.get(dataset_name)  # first: only now the label map is known
+    samples = DatasetCatalog.get(dataset_name)  # first: only now the label map is known
     metadata = MetadataCatalog.get(dataset_name)
-    unlabelled = [r["file_name"] for r in records if "sem_seg_file_name" not in r]
+    unlabelled = [s["file_name"] for s in samples if "sem_seg_file_name" not in s]
     if unlabelled:
         raise ConfigError(
             f"`DATASETS.TEST` must name data sets with labels to evaluate on, but '{dataset_name}' "
-            f"has none for {len(unlabelled)} of {len(records)} images, such as '{unlabelled[0]}'; "
+            f"has none for {len(unlabelled)} of {len(samples)} images, such as '{unlabelled[0]}'; "
             f"a set without labels can be predicted, by --eval-only --save-predictions DIR."
         )
-    lut = build_lut(label_map_of(metadata))
-    label_files = {record["file_name"]: record["sem_seg_file_name"] for record in records}
+    lut = label_lut_of(metadata)
+    label_files = {sample["file_name"]: sample["sem_seg_file_name"] for sample in samples}
     if keys.REPORT not in _REPORT_RULES:
         raise ConfigError(
             f"`TEST.SEM_SEG.REPORT` must be one of {list(_REPORT_RULES)}, but is {keys.REPORT!r}."
@@ -77,7 +81,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> SemSegEvaluator:
     return SemSegEvaluator(
         metadata.stuff_classes,
         IGNORE_LABEL,  # as label maps give it, whatever the data set's own is
-        lambda record: read_label_map(label_files[record["file_name"]], lut),
+        lambda sample: read_label_map(label_files[sample["file_name"]], lut),
         absent_classes=keys.ABSENT_CLASSES,
         boundary=keys.BOUNDARY_IOU,
         observers=[_build_report(cfg, metadata, output_dir)] if keys.REPORT == "always" else [],
@@ -95,8 +99,8 @@ def folder_name(dataset_name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", dataset_name)
 
 
-def _is_labelled(records: list[dict[str, Any]]) -> bool:
-    return any("sem_seg_file_name" in record for record in records)
+def _is_labelled(samples: list[dict[str, Any]]) -> bool:
+    return any("sem_seg_file_name" in sample for sample in samples)
 
 
 def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> EvaluationObserver:
@@ -106,8 +110,7 @@ def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> Evaluati
         write_atomically(path, cfg.dump().encode())
     return EvaluationReport(
         output_dir,
-        metadata.stuff_classes,
-        class_colors(metadata, len(metadata.stuff_classes)),
+        metadata,
         IGNORE_LABEL,
         run=RunInfo(
             dataset=metadata.name,
@@ -133,27 +136,57 @@ def _describe_inference(cfg: CfgNode) -> dict[str, str]:
     return {"inference": mode, "test scale (long side, short side)": scale, **form}
 
 
-def evaluate(
-    trainer: "type[Trainer]",
+def run_test(
     cfg: CfgNode,
     model: nn.Module,
+    evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     *,
-    predictions_dir: str = "",
-    pictures_dir: str = "",
+    build_loader: LoaderBuilder = build_test_loader,
+    build_evaluator: EvaluatorBuilder = build_evaluator,
+) -> OrderedDict[str, Any]:
+    """Evaluate a model with its current weights on ``DATASETS.TEST``.
+
+    Args:
+        cfg: configuration.
+        model: model, left in the mode it is in.
+        evaluators: one for each data set; None builds them.
+        build_loader: makes batches of a data set, each image once over all processes.
+        build_evaluator: makes the evaluator of a data set.
+
+    Returns:
+        on the main process ``{"sem_seg": {"mIoU": ..., ...}}`` in percent for one data set,
+        ``{data set: {"sem_seg": ...}}`` for several; empty on other processes.
+    """
+    if isinstance(evaluators, DatasetEvaluator):
+        evaluators = [evaluators]
+    results: OrderedDict[str, Any] = OrderedDict()
+    network = build_evaluation_model(cfg, model)
+    for index, name in enumerate(cfg.DATASETS.TEST):
+        loader = build_loader(cfg, name)
+        evaluator = evaluators[index] if evaluators else build_evaluator(cfg, name)
+        result = inference_on_dataset(network, loader, evaluator)
+        if comm.is_main_process():
+            results[name] = result
+            logger.info("Results on %s:", name)
+            print_csv_format(result)
+    return results[name] if len(results) == 1 else results
+
+
+def evaluate(
+    cfg: CfgNode, model: nn.Module, *, predictions_dir: str = "", pictures_dir: str = ""
 ) -> OrderedDict[str, Any]:
     """Evaluate on ``DATASETS.TEST`` as ``--eval-only`` does.
 
     Args:
-        trainer: builds loaders and evaluators.
         cfg: configuration.
         model: with the weights to be evaluated.
-        predictions_dir: if given, predictions are written to ``predictions_dir/<dataset>``; what
-            an earlier call has written there is read instead of predicted anew.
+        predictions_dir: if given, predictions are written to ``predictions_dir/<dataset>``; those
+            that an earlier call has written there are read instead of predicted again.
         pictures_dir: if given, ground truth and prediction are drawn to
             ``pictures_dir/<dataset>``.
 
     Returns:
-        as of :meth:`Trainer.test`; nothing for data sets without labels.
+        as of :func:`run_test`; nothing for data sets without labels.
 
     Raises:
         ConfigError: a data set has no labels and no predictions are to be written,
@@ -177,16 +210,14 @@ def evaluate(
         if predictions_dir:
             directory = os.path.join(predictions_dir, folder_name(name))
             network = build_saving_model(own_cfg, model, directory, predicting)
-        evaluator = _build_evaluator_for(trainer, own_cfg, pictures_dir, bool(predictions_dir))
-        results[name] = trainer.test(own_cfg, network, [evaluator])
+        evaluator = _build_evaluator_for(own_cfg, pictures_dir, bool(predictions_dir))
+        results[name] = run_test(own_cfg, network, evaluator)
         if network is not predicting:
             network.log()
     return results[name] if len(results) == 1 else results
 
 
-def _build_evaluator_for(
-    trainer: "type[Trainer]", cfg: CfgNode, pictures_dir: str, saves: bool
-) -> DatasetEvaluator:
+def _build_evaluator_for(cfg: CfgNode, pictures_dir: str, saves: bool) -> DatasetEvaluator:
     (name,) = cfg.DATASETS.TEST
     pictures = []
     if pictures_dir:
@@ -195,11 +226,10 @@ def _build_evaluator_for(
         pictures = [
             PictureWriter(os.path.join(pictures_dir, folder_name(name)), metadata, num_classes)
         ]
-    can_be_predicted_only = (saves or pictures) and name in DatasetCatalog.list()
-    if can_be_predicted_only and not _is_labelled(DatasetCatalog.get(name)):
+    if (saves or pictures) and not _is_labelled(DatasetCatalog.get(name)):
         logger.warning("%s has no labels: it is predicted, not evaluated.", name)
         return DatasetEvaluators([_PictureEvaluator(p) for p in pictures])
-    evaluator = trainer.build_evaluator(cfg, name)
+    evaluator = build_evaluator(cfg, name)
     evaluator.observers += pictures
     return evaluator
 
@@ -211,7 +241,7 @@ class _PictureEvaluator(DatasetEvaluator):
         self.pictures = pictures
 
     def process(self, inputs: list[Mapping[str, Any]], outputs: list[Mapping[str, Any]]) -> None:
-        for record, output in zip(inputs, outputs, strict=True):
-            name = record["file_name"]
+        for sample, output in zip(inputs, outputs, strict=True):
+            name = sample["file_name"]
             class_ids = to_class_ids(output["sem_seg"], self.pictures.num_classes, name)
             self.pictures.write(name, class_ids)

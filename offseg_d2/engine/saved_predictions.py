@@ -1,8 +1,8 @@
-"""Predictions that are written while a model is evaluated, and read instead of predicted anew.
+"""Predictions that are written while a model is evaluated, and read instead of predicted again.
 
 A stopped evaluation goes on where it was: images whose file is there do not reach the network. So
-that files of another model are not taken for this one's, a note beside the folder tells what they
-were predicted with.
+that files of another model are not taken for this one's, a note beside the folder names the data
+set, the weights and the settings that they were predicted with.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ _KEYS_OF_SCORES = {"ABSENT_CLASSES", "BOUNDARY_IOU", "REPORT", "SAVE_PREDICTIONS
 
 
 class SavingModel(nn.Module):
-    """A model whose predictions are files: written once, read ever after.
+    """A model whose predictions are files: written once, then read.
 
     Args:
         model: list of dicts -> list of ``{"sem_seg": ...}``.
-        folder: where the files are.
+        folder: of the files.
     """
 
     def __init__(self, model: nn.Module, folder: PredictionFolder) -> None:
@@ -46,12 +46,12 @@ class SavingModel(nn.Module):
 
     def forward(self, batch: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
         """Label maps (H, W) for a batch; images that have their file do not reach the model."""
-        found = [self.folder.load(record) for record in batch]
-        missing = [record for record, ids in zip(batch, found, strict=True) if ids is None]
+        found = [self.folder.load(sample) for sample in batch]
+        missing = [sample for sample, ids in zip(batch, found, strict=True) if ids is None]
         outputs = iter(self.model(missing) if missing else ())
-        for index, record in enumerate(batch):
+        for index, sample in enumerate(batch):
             if found[index] is None:
-                name, sem_seg = record["file_name"], next(outputs)["sem_seg"]
+                name, sem_seg = sample["file_name"], next(outputs)["sem_seg"]
                 found[index] = to_class_ids(sem_seg, self.folder.num_classes, name)
                 self.folder.write(name, found[index])
         self.num_read += len(batch) - len(missing)
@@ -59,7 +59,7 @@ class SavingModel(nn.Module):
         return [{"sem_seg": torch.from_numpy(ids)} for ids in found]
 
     def log(self) -> None:
-        """Tell what has been done, to be called on all processes."""
+        """Log the numbers of files, to be called on all processes."""
         numbers = comm.gather((self.num_written, self.num_read))
         if numbers:  # the main process
             written, read = (sum(column) for column in zip(*numbers, strict=True))
@@ -78,7 +78,7 @@ def build_saving_model(
         cfg: with one data set in ``DATASETS.TEST``.
         model: with the weights to predict with.
         directory: local folder.
-        predicting: an equivalent of ``model`` that predicts in its place.
+        predicting: an equivalent of ``model`` that predicts instead of it.
 
     Raises:
         ConfigError: the folder holds other files, such as predictions of another model.
@@ -99,7 +99,7 @@ def build_saving_model(
 
 
 def _origin(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
-    """What predictions depend on, to tell those of another model."""
+    """Fingerprints of all that predictions depend on."""
     weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -119,7 +119,7 @@ def _origin(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
 
 
 def _claim(directory: str, origin: dict[str, str]) -> None:
-    """Note beside a folder what its predictions are of; refuse those of something else.
+    """Note the origin of a folder's predictions beside it; refuse a folder of another origin.
 
     Beside, not inside: test servers take the folder as it is.
     """

@@ -11,7 +11,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer, PeriodicWriter
-from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
 
@@ -19,7 +19,7 @@ from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
 from offseg_d2.data import build_test_loader, build_train_loader, require_registered
 from offseg_d2.distributed.rank_info import restarts
-from offseg_d2.modeling import Segmentor, build_evaluation_model, build_model
+from offseg_d2.modeling import Segmentor, build_model
 
 from .defaults import (
     autocast_dtype,
@@ -31,7 +31,7 @@ from .defaults import (
     software_versions,
 )
 from .ema import WeightAverage, WeightAverageHook
-from .evaluation import build_evaluator
+from .evaluation import build_evaluator, run_test
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
 from .progress import OffsetLengthHook, ValidationPictures
@@ -274,30 +274,14 @@ class Trainer(TrainLoop):
         model: nn.Module,
         evaluators: DatasetEvaluator | list[DatasetEvaluator] | None = None,
     ) -> OrderedDict[str, Any]:
-        """Evaluate a model with its current weights on ``DATASETS.TEST``.
-
-        Args:
-            cfg: configuration.
-            model: model, left in the mode it is in.
-            evaluators: one for each data set; None builds them.
-
-        Returns:
-            on the main process ``{"sem_seg": {"mIoU": ..., ...}}`` in percent for one data set,
-            ``{data set: {"sem_seg": ...}}`` for several; empty on other processes.
-        """
-        if isinstance(evaluators, DatasetEvaluator):
-            evaluators = [evaluators]
-        results: OrderedDict[str, Any] = OrderedDict()
-        network = build_evaluation_model(cfg, model)
-        for index, name in enumerate(cfg.DATASETS.TEST):
-            loader = cls.build_test_loader(cfg, name)
-            evaluator = evaluators[index] if evaluators else cls.build_evaluator(cfg, name)
-            result = inference_on_dataset(network, loader, evaluator)
-            if comm.is_main_process():
-                results[name] = result
-                logger.info("Results on %s:", name)
-                print_csv_format(result)
-        return results[name] if len(results) == 1 else results
+        """Evaluate with this trainer's loaders and evaluators, see :func:`.evaluation.run_test`."""
+        return run_test(
+            cfg,
+            model,
+            evaluators,
+            build_loader=cls.build_test_loader,
+            build_evaluator=cls.build_evaluator,
+        )
 
 
 def _with_int64_labels(batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -3,15 +3,15 @@
 from .boundary import boundary_iou, boundary_pixels, count_boundaries
 from .class_ids import to_class_ids
 from .confusion import SegmentationMetrics, count_confusion, metrics_from_confusion
-from .observers import EvaluationObserver
+from .observers import EvaluatedImage, EvaluationObserver
 from .pictures import PictureWriter
 from .report import EvaluationReport, RunInfo
 from .sem_seg_evaluator import LabelReader, SemSegEvaluator
 from .submission import PREDICTION_FORMATS, PredictionFolder
-from .tally import Tally
 
 __all__ = [
     "PREDICTION_FORMATS",
+    "EvaluatedImage",
     "EvaluationObserver",
     "EvaluationReport",
     "LabelReader",
@@ -20,7 +20,6 @@ __all__ = [
     "RunInfo",
     "SegmentationMetrics",
     "SemSegEvaluator",
-    "Tally",
     "boundary_iou",
     "boundary_pixels",
     "count_boundaries",

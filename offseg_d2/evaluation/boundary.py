@@ -19,7 +19,7 @@ Beyond the paper, which treats one mask:
 
 All classes are done at once: a pixel belongs to the rim of its own class's mask exactly if the
 (2d + 1) x (2d + 1) square around it holds another class or leaves the image, which a minimum and a
-maximum filter over the label map tell. (Detectron2's evaluator subtracts the *eroded ids* from the
+maximum filter over the label map find. (Detectron2's evaluator subtracts the *eroded ids* from the
 ids instead: where 3 meets 5 it counts class 2.)
 
 K classes, H x W pixels.

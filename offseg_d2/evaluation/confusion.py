@@ -47,17 +47,15 @@ def fold_ids(
         label and prediction, (H, W) each: 0..K-1 as they are, K for all other ids, and K + 1 for
         labels that are ignored.
     """
-    rows = _fold_foreign_ids(_as_array(label), num_classes, ignore_value)
-    return rows, _fold_foreign_ids(_as_array(prediction), num_classes)
+    rows = _fold(_as_array(label), num_classes, ignore_value)
+    return rows, _fold(_as_array(prediction), num_classes)
 
 
 def _as_array(ids: np.ndarray | Tensor) -> np.ndarray:
     return ids.cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
 
 
-def _fold_foreign_ids(
-    ids: np.ndarray, num_classes: int, ignore_value: int | None = None
-) -> np.ndarray:
+def _fold(ids: np.ndarray, num_classes: int, ignore_value: int | None = None) -> np.ndarray:
     """A copy with K in place of ids outside 0..K-1, and K + 1 in place of ``ignore_value``."""
     # Looking first spares temporary maps of 64-bit numbers, which cost more than all the counting.
     if ids.dtype != np.uint8 and ids.size and 0 <= ids.min() <= ids.max() <= 255:

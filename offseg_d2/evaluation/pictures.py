@@ -1,22 +1,21 @@
-"""Pictures of an evaluation: ground truth and prediction drawn over the image, side by side."""
+"""Pictures of an evaluation: ground truth and prediction beside each other, with a legend.
+
+H x W pixels.
+"""
 
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import cv2
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
+from PIL import Image, ImageOps
 
-from offseg_d2.utils.io import write_atomically
+from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.overlay import legend, overlay, side_by_side
 
-from .observers import EvaluationObserver
-from .report_examples import ImageReader, read_photograph
+from .observers import EvaluatedImage, EvaluationObserver
 from .submission import image_name
-
-_JPEG_QUALITY = 92
 
 
 class PictureWriter(EvaluationObserver):
@@ -26,34 +25,16 @@ class PictureWriter(EvaluationObserver):
         directory: local folder; inside it files lie and are called as the images.
         metadata: classes, colours and ``image_root`` of the data set.
         num_classes: K.
-        opacity: of the colours, 0..1.
-        read_image: returns (H, W, 3) uint8 RGB for a record's "file_name".
     """
 
-    def __init__(
-        self,
-        directory: str,
-        metadata: Metadata,
-        num_classes: int,
-        *,
-        opacity: float = 0.5,
-        read_image: ImageReader = read_photograph,
-    ) -> None:
+    def __init__(self, directory: str, metadata: Metadata, num_classes: int) -> None:
         self.directory = directory
         self.metadata = metadata
         self.num_classes = num_classes
-        self.opacity = opacity
-        self.read_image = read_image
 
-    def process(
-        self,
-        record: Mapping[str, Any],
-        label: np.ndarray,
-        prediction: np.ndarray,
-        counts: np.ndarray,
-    ) -> None:
+    def process(self, image: EvaluatedImage) -> None:
         """Write the picture, see :meth:`EvaluationObserver.process`."""
-        self.write(record["file_name"], prediction, label)
+        self.write(image.file_name, image.prediction, image.label)
 
     def write(self, file_name: str, prediction: np.ndarray, label: np.ndarray | None = None) -> str:
         """Write the picture of one image; returns its path.
@@ -61,29 +42,51 @@ class PictureWriter(EvaluationObserver):
         Args:
             file_name: of the image.
             prediction: (H, W) integer class ids.
-            label: likewise; None draws the image itself in its place.
+            label: likewise; None draws the image itself instead.
         """
         root = getattr(self.metadata, "image_root", "")
         name = os.path.splitext(image_name(file_name, root))[0] + ".jpg"
         path = PathManager.get_local_path(os.path.join(self.directory, name))
-        picture = self._draw(self.read_image(file_name), prediction, label)
-        options = [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY]
-        encoded = cv2.imencode(".jpg", np.ascontiguousarray(picture[..., ::-1]), options)[1]
+        image = read_photograph(file_name)
+        panels, maps = {"image": image}, [prediction]
+        if label is not None:
+            panels, maps = {"ground truth": self._overlay(image, label)}, [prediction, label]
+        panels["prediction"] = self._overlay(image, prediction)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        write_atomically(path, encoded.tobytes())
+        write_picture(path, with_legend(panels, maps, self.metadata, self.num_classes))
         return path
 
-    def _draw(
-        self, image: np.ndarray, prediction: np.ndarray, label: np.ndarray | None
-    ) -> np.ndarray:
-        panels, captions = [image], ["image"]
-        if label is not None:
-            panels, captions = [self._overlay(image, label)], ["ground truth"]
-        row = side_by_side([*panels, self._overlay(image, prediction)], [*captions, "prediction"])
-        maps = [prediction] if label is None else [prediction, label]
-        present = np.concatenate([np.unique(class_ids) for class_ids in maps])
-        strip = legend(self.metadata, row.shape[1], present, self.num_classes)
-        return np.concatenate([row, strip])
-
     def _overlay(self, image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        return overlay(image, class_ids.astype(np.int32), self.metadata, opacity=self.opacity)
+        return overlay(image, class_ids.astype(np.int32), self.metadata)
+
+
+def with_legend(
+    panels: Mapping[str, np.ndarray],
+    maps: Sequence[np.ndarray],
+    metadata: Metadata,
+    num_classes: int = 0,
+) -> np.ndarray:
+    """Pictures side by side under their captions, above the names of the classes they show.
+
+    Args:
+        panels: caption -> (H, W, 3) uint8 RGB.
+        maps: (H, W) integer class ids; what is no class is left out.
+        metadata: classes and colours.
+        num_classes: at least so many, whatever the metadata holds.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    row = side_by_side(list(panels.values()), list(panels))
+    present = np.concatenate([np.unique(class_ids) for class_ids in maps])
+    return np.concatenate([row, legend(metadata, row.shape[1], present, num_classes)])
+
+
+def read_photograph(file_name: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, EXIF orientation applied.
+
+    Raises:
+        OSError: the file is missing or no image.
+    """
+    with PathManager.open(file_name, "rb") as file, Image.open(file) as picture:
+        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))

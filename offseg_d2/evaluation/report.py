@@ -25,36 +25,32 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from typing import Any
 
 import numpy as np
+from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.utils.io import write_atomically
+from offseg_d2.visualization.overlay import class_colors
 
 from .confusion import metrics_from_confusion
-from .observers import EvaluationObserver
-from .report_examples import (
-    ExampleKeeper,
-    ImageReader,
-    ImageResult,
-    choose_examples,
-    read_photograph,
-)
+from .observers import EvaluatedImage, EvaluationObserver
 from .report_page import render_page
+from .report_pictures import draw_example, example_labels
 
 logger = logging.getLogger(__name__)
 
 FORMAT = 1
-RANKINGS = ("mIoU", "pACC")
 NUM_CONFUSIONS = 20
+NUM_EXAMPLES = 5  # best images, and as many worst ones
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What was evaluated, as the report tells it.
+    """The evaluated model and data, as the report names them.
 
     Attributes:
         dataset: name in the catalogs.
@@ -71,85 +67,72 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ImageResult:
+    """Scores of one image.
+
+    Attributes:
+        scores: "mIoU" and "pACC" of this image alone, percent; NaN if it has no labelled pixel.
+        picture: JPEG of the image, its labels and its errors; only of the best and worst images
+            of each process.
+    """
+
+    scores: Mapping[str, float]
+    picture: bytes | None = None
+
+
 class EvaluationReport(EvaluationObserver):
     """Writes ``metrics.json`` and ``report.html`` into a folder when an evaluation ends.
 
-    Of each image two scores are kept; of the best and worst images small label maps as well.
+    Memory does not grow with the images but by two scores each: of the best and worst images small
+    label maps are stored. Images are ranked by their own mIoU, over the classes of ground truth
+    and prediction, or of the ground truth alone if ``absent_classes`` is "skip".
 
     Args:
         output_dir: the folder. Not a run's ``OUTPUT_DIR``: its ``metrics.json`` is another file.
-        class_names: names of the K classes, in the order of their ids.
-        class_colors: (K, 3) RGB, 0..255.
+        metadata: names and colours of the K classes.
         ignore_value: label of pixels that do not count.
-        run: what was evaluated.
+        run: the evaluated model and data.
         absent_classes: the evaluator's rule, see :mod:`.confusion`.
-        num_examples: so many best and so many worst images are shown.
-        rank_by: score of one image that ranks them, "mIoU" (over the classes of its ground truth
-            and its prediction, or of its ground truth alone if ``absent_classes`` is "skip") or
-            "pACC".
-        picture_side: largest height and width of a picture in the page, in pixels.
-        read_image: returns (H, W, 3) uint8 RGB for a record's "file_name".
-
-    Raises:
-        ValueError: ``rank_by``, ``num_examples`` or the number of colours cannot be used.
     """
 
     def __init__(
         self,
         output_dir: str,
-        class_names: Sequence[str],
-        class_colors: Sequence[Sequence[int]] | np.ndarray,
+        metadata: Metadata,
         ignore_value: int,
         *,
         run: RunInfo,
         absent_classes: str = "zero",
-        num_examples: int = 5,
-        rank_by: str = "mIoU",
-        picture_side: int = 440,
-        read_image: ImageReader = read_photograph,
     ) -> None:
-        if rank_by not in RANKINGS:
-            raise ValueError(f"`rank_by` must be one of {list(RANKINGS)}, but is {rank_by!r}.")
-        if num_examples < 0:
-            raise ValueError(f"`num_examples` must not be negative, but is {num_examples!r}.")
-        self.class_colors = np.asarray(class_colors, dtype=np.uint8).reshape(-1, 3)
-        if len(self.class_colors) != len(class_names):
-            raise ValueError(
-                f"`class_colors` must hold a colour for each of the {len(class_names)} classes, "
-                f"but holds {len(self.class_colors)}."
-            )
         self.output_dir = output_dir
-        self.class_names = list(class_names)
+        self.metadata = metadata
+        self.ignore_value = ignore_value
         self.run = run
         self.absent_classes = absent_classes
-        self.num_examples = num_examples
-        self.rank_by = rank_by
-        self._keeper = ExampleKeeper(
-            num_examples, picture_side, self.class_colors, ignore_value, read_image
-        )
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         self._scores: dict[str, dict[str, float]] = {}
-        self._keeper.reset()
+        self._examples: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
-    def process(
-        self,
-        record: Mapping[str, Any],
-        label: np.ndarray,
-        prediction: np.ndarray,
-        counts: np.ndarray,
-    ) -> None:
+    def process(self, image: EvaluatedImage) -> None:
         """Score one image, see :meth:`EvaluationObserver.process`."""
-        metrics = metrics_from_confusion(counts, self.absent_classes)
-        scores = {"mIoU": 100 * metrics.miou, "pACC": 100 * metrics.pacc}
-        self._scores[record["file_name"]] = scores
-        self._keeper.offer(record["file_name"], scores[self.rank_by], label, prediction)
+        metrics = metrics_from_confusion(image.counts, self.absent_classes)
+        self._scores[image.file_name] = {"mIoU": 100 * metrics.miou, "pACC": 100 * metrics.pacc}
+        maps = example_labels(image.label), example_labels(image.prediction)
+        self._examples[image.file_name] = maps
+        best, worst = rank_images({name: self._scores[name] for name in self._examples})
+        self._examples = {name: self._examples[name] for name in (*best, *worst)}
 
     def state(self) -> dict[str, ImageResult]:
         """Scores of this process's images, with pictures of its best and worst ones."""
-        return {name: self._keeper.result(name, scores) for name, scores in self._scores.items()}
+        results = {name: ImageResult(scores) for name, scores in self._scores.items()}
+        for name, (label, prediction) in self._examples.items():
+            picture = draw_example(name, label, prediction, self.metadata, self.ignore_value)
+            results[name] = ImageResult(self._scores[name], picture)
+        return results
 
     def finish(
         self,
@@ -158,59 +141,66 @@ class EvaluationReport(EvaluationObserver):
         images: Mapping[str, ImageResult],
     ) -> None:
         """Write both files, each atomically."""
-        values = list(images.values())
-        best, worst = choose_examples(values, self.rank_by, self.num_examples)
-        ranked = [image.scores[self.rank_by] for image in values]
+        best, worst = rank_images({name: image.scores for name, image in images.items()})
+        ranked = [image.scores["mIoU"] for image in images.values()]
         ranked = [score for score in ranked if not math.isnan(score)]
-        document = self._document(results, confusion_matrix, len(values))
+        document = self._document(results, confusion_matrix, len(images))
         document["images"] = {
-            "rank_by": self.rank_by,
+            "rank_by": "mIoU",
             "mean": float(np.mean(ranked)) if ranked else None,
             "num_ranked": len(ranked),
-            "best": [_image_entry(image) for image in best],
-            "worst": [_image_entry(image) for image in worst],
+            "best": [{"file_name": name, **images[name].scores} for name in best],
+            "worst": [{"file_name": name, **images[name].scores} for name in worst],
         }
         document = _without_nan(document)
+        page = render_page(document, {name: images[name].picture for name in (*best, *worst)})
         PathManager.mkdirs(self.output_dir)
-        _write(os.path.join(self.output_dir, "metrics.json"), _to_json(document))
         path = os.path.join(self.output_dir, "report.html")
-        _write(path, render_page(document, ranked, best, worst))
+        write_atomically(os.path.join(self.output_dir, "metrics.json"), _to_json(document).encode())
+        write_atomically(path, page.encode())
         logger.info("Wrote the report %s and the metrics.json beside it", path)
 
     def _document(
         self, results: Mapping[str, float], matrix: np.ndarray, num_images: int
     ) -> dict[str, Any]:
         """The content of ``metrics.json`` without the images."""
-        summary, per_class = _split_results(results, self.class_names)
+        class_names, colors = self.metadata.stuff_classes, class_colors(self.metadata)
+        summary, per_class = _split_results(results, class_names)
         labelled, predicted = matrix.sum(axis=1), matrix.sum(axis=0)
         classes = []
-        for index, name in enumerate(self.class_names):
-            hits = int(matrix[index, index])
-            scores = {key: values[index] for key, values in per_class.items()}
-            shares = {
-                "precision": _percent(hits, predicted[index]),
-                "label_share": _percent(labelled[index], labelled[:-1].sum()),
-            }
-            color = self.class_colors[index].tolist()
-            classes.append({"id": index, "name": name, "color": color, **scores, **shares})
+        for index, name in enumerate(class_names):
+            entry = {"id": index, "name": name, "color": colors[index].tolist()}
+            entry |= {key: values[index] for key, values in per_class.items()}
+            entry["precision"] = _percent(matrix[index, index], predicted[index])
+            entry["label_share"] = _percent(labelled[index], labelled[:-1].sum())
+            classes.append(entry)
         return {
             "format": FORMAT,
             "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "run": {
-                "dataset": self.run.dataset,
-                "config": self.run.config,
-                "weights": self.run.weights,
-                "settings": dict(self.run.settings),
-                "versions": dict(self.run.versions),
-            },
+            "run": asdict(self.run),
             "num_images": num_images,
             "num_pixels": int(labelled.sum()),
             "absent_classes": self.absent_classes,
             "summary": summary,
             "classes": classes,
-            "confusions": top_confusions(matrix, self.class_names, NUM_CONFUSIONS),
+            "confusions": top_confusions(matrix, class_names, NUM_CONFUSIONS),
             "confusion_matrix": matrix.tolist(),
         }
+
+
+def rank_images(scores: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[str]]:
+    """The images of highest and lowest mIoU, :data:`NUM_EXAMPLES` of each at most; none is both.
+
+    Args:
+        scores: file name -> "mIoU", ...; NaN is not ranked.
+
+    Returns:
+        file names of the best images, best first, and of the worst, worst first.
+    """
+    ranked = [(values["mIoU"], name) for name, values in scores.items()]
+    order = [name for score, name in sorted(ranked) if not math.isnan(score)]
+    worst = order[: min(NUM_EXAMPLES, len(order) // 2)]
+    return order[len(worst) :][::-1][:NUM_EXAMPLES], worst
 
 
 def top_confusions(
@@ -226,7 +216,6 @@ def top_confusions(
     wrong = matrix[:-1, :-1].copy()
     np.fill_diagonal(wrong, 0)
     order = np.argsort(-wrong, axis=None, kind="stable")[: min(number, np.count_nonzero(wrong))]
-    pairs = [divmod(int(place), len(class_names)) for place in order]
     return [
         {
             "label": class_names[label],
@@ -234,14 +223,14 @@ def top_confusions(
             "pixels": int(wrong[label, prediction]),
             "share": _percent(wrong[label, prediction], matrix[label].sum()),
         }
-        for label, prediction in pairs
+        for label, prediction in zip(*np.unravel_index(order, wrong.shape), strict=True)
     ]
 
 
 def _split_results(
     results: Mapping[str, float], class_names: Sequence[str]
 ) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Tell ``<score>-<class>`` from scores of all classes, whatever scores there are."""
+    """Separate scores of all classes from ``<score>-<class>``, whatever scores there are."""
     end = f"-{class_names[0]}"
     prefixes = [key.removesuffix(end) for key in results if key.endswith(end)]
     # Of the classes "road" and "rail-road" the key IoU-rail-road ends with both.
@@ -249,10 +238,6 @@ def _split_results(
     per_class = {p: [float(results[f"{p}-{name}"]) for name in class_names] for p in prefixes}
     used = {f"{p}-{name}" for p in prefixes for name in class_names}
     return {k: float(v) for k, v in results.items() if k not in used}, per_class
-
-
-def _image_entry(image: ImageResult) -> dict[str, Any]:
-    return {"file_name": image.file_name, **image.scores}
 
 
 def _percent(part: float, whole: float) -> float:
@@ -268,20 +253,6 @@ def _without_nan(value: Any) -> Any:
 
 
 def _to_json(document: Mapping[str, Any]) -> str:
-    """Strict JSON with one class, one confusion or one row of the matrix a line."""
-
-    def dump(value: Any, indent: int | None = None) -> str:
-        return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False)
-
-    parts = []
-    for key, value in document.items():
-        if isinstance(value, list):
-            text = "[\n  " + ",\n  ".join(dump(item) for item in value) + "\n]"
-        else:
-            text = dump(value, indent=2)
-        parts.append(f"{dump(key)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
-def _write(path: str, text: str) -> None:
-    write_atomically(path, text.encode("utf-8"))
+    """Strict JSON with one key a line."""
+    values = {k: json.dumps(v, allow_nan=False, ensure_ascii=False) for k, v in document.items()}
+    return "{\n" + ",\n".join(f'"{key}": {value}' for key, value in values.items()) + "\n}\n"

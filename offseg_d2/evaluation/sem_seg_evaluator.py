@@ -21,9 +21,8 @@ from torch import Tensor
 from .boundary import boundary_iou, count_boundaries
 from .class_ids import to_class_ids
 from .confusion import check_absent_classes, count_confusion, metrics_from_confusion
-from .observers import EvaluationObserver
+from .observers import EvaluatedImage, EvaluationObserver
 from .results import to_results, to_table
-from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +36,8 @@ class SemSegEvaluator(DatasetEvaluator):
     times, to one process or to several.
 
     Attributes:
-        confusion_matrix: (K + 1, K + 1) int64 after :meth:`evaluate`, on the main process the sum
-            over all processes; rows are labels, columns predictions, the last of each ids outside
+        confusion_matrix: (K + 1, K + 1) int64, on the main process after :meth:`evaluate` the sum
+            over all images; rows are labels, columns predictions, the last of each ids outside
             0..K-1.
 
     Args:
@@ -46,11 +45,11 @@ class SemSegEvaluator(DatasetEvaluator):
         ignore_value: label of pixels that do not count.
         read_label: returns the (H, W) class ids of the ground truth for an input dict.
         absent_classes: ``"zero"`` or ``"skip"``, see :mod:`.confusion`.
-        boundary: whether to measure the Boundary IoU too, see :mod:`.boundary`.
+        boundary: measure the Boundary IoU too, see :mod:`.boundary`.
         observers: shown every image that is counted, see :mod:`.observers`.
-        distributed: whether to sum over all processes.
-        output_dir: where to write predictions as run-length encoded JSON; None writes nothing.
-        dataset_ids: category id of each class in that file; None means the class id itself.
+        distributed: sum over all processes.
+        output_dir: where to write predictions as run-length encoded JSON with class ids as
+            category ids; None writes nothing.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class SemSegEvaluator(DatasetEvaluator):
         observers: Sequence[EvaluationObserver] = (),
         distributed: bool = True,
         output_dir: str | None = None,
-        dataset_ids: Sequence[int] | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.ignore_value = ignore_value
@@ -74,30 +72,18 @@ class SemSegEvaluator(DatasetEvaluator):
         self.observers = list(observers)
         self.distributed = distributed
         self.output_dir = output_dir
-        self.dataset_ids = list(range(len(class_names)) if dataset_ids is None else dataset_ids)
         self.reset()
 
     def reset(self) -> None:
         """Forget all images."""
         num_classes = len(self.class_names)
-        self._shape = (num_classes + 1, num_classes + 1)
-        size = (num_classes + 1) ** 2 + (3 * num_classes if self.boundary else 0)
-        self._tally = Tally(size, self.distributed)
-        self._segments: dict[str, list[dict[str, Any]]] = {}  # by file name
-        self.confusion_matrix = self._counts
+        self.confusion_matrix = np.zeros((num_classes + 1, num_classes + 1), dtype=np.int64)
+        self._num_delivered = 0
+        # By file name: indices and values of the counts that are not zero, a few kilobytes.
+        self._image_counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        self._segments: dict[str, list[dict[str, Any]]] = {}
         for observer in self.observers:
             observer.reset()
-
-    @property
-    def _counts(self) -> np.ndarray:
-        """Confusion matrix of the images of this process."""
-        return self._split(self._tally.counts)[0]
-
-    def _split(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Confusion matrix (K + 1, K + 1), and boundary counts (3, K) or (0, K)."""
-        rows, columns = self._shape
-        matrix, boundary = np.split(counts, [rows * columns])
-        return matrix.reshape(self._shape), boundary.reshape(-1, columns - 1)
 
     def process(
         self, inputs: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Tensor]]
@@ -111,12 +97,13 @@ class SemSegEvaluator(DatasetEvaluator):
         Raises:
             ValueError: if a prediction has another size than its label map or another K.
         """
-        for record, output in zip(inputs, outputs, strict=True):
-            name = record["file_name"]
-            if not self._tally.is_new(name):
+        for sample, output in zip(inputs, outputs, strict=True):
+            name = sample["file_name"]
+            self._num_delivered += 1
+            if name in self._image_counts:
                 continue
             prediction = to_class_ids(output["sem_seg"], len(self.class_names), name)
-            label = np.asarray(self.read_label(record))
+            label = np.asarray(self.read_label(sample))
             if label.shape != prediction.shape:
                 raise ValueError(
                     f"The prediction for `{name}` must have the size of its label map, "
@@ -124,19 +111,20 @@ class SemSegEvaluator(DatasetEvaluator):
                 )
             counts = self._count(name, label, prediction)
             for observer in self.observers:
-                observer.process(record, label, prediction, counts)
+                observer.process(EvaluatedImage(name, label, prediction, counts))
             if self.output_dir is not None:
                 self._segments[name] = self._encode(name, prediction)
 
     def _count(self, name: str, label: np.ndarray, prediction: np.ndarray) -> np.ndarray:
-        """Add one image to the sums; returns its confusion matrix."""
+        """Count one image; returns its confusion matrix."""
         settings = len(self.class_names), self.ignore_value
         matrix = count_confusion(label, prediction, *settings)
         counts = matrix.ravel()
         if self.boundary:
             boundary = count_boundaries(label, prediction, *settings)
             counts = np.concatenate([counts, boundary.ravel()])
-        self._tally.add(name, counts)
+        indices = np.flatnonzero(counts)
+        self._image_counts[name] = indices, counts[indices]
         return matrix
 
     def evaluate(self) -> OrderedDict[str, dict[str, float]] | None:
@@ -151,22 +139,24 @@ class SemSegEvaluator(DatasetEvaluator):
         """
         if self.distributed:
             comm.synchronize()
-        counts, num_images, num_repeated = self._tally.total()
+        num_delivered = self._gather({comm.get_rank(): self._num_delivered})
+        image_counts = self._gather(self._image_counts)
         segments = self._gather(self._segments)
         states = [self._gather(observer.state()) for observer in self.observers]
         if not comm.is_main_process():
             return None
-        if num_images == 0:
+        if not image_counts:
             raise ValueError("The data set to evaluate on must hold images, but none was counted.")
+        num_repeated = sum(num_delivered.values()) - len(image_counts)
         if num_repeated:
             logger.warning(
                 "Images were delivered again %d times; each was counted once.", num_repeated
             )
-        self.confusion_matrix, boundary_counts = self._split(counts)
+        self.confusion_matrix, boundary_counts = self._sum(image_counts)
         metrics = metrics_from_confusion(self.confusion_matrix, self.absent_classes)
         boundary = boundary_iou(boundary_counts, self.absent_classes) if self.boundary else None
         table = to_table(self.class_names, metrics, boundary)
-        logger.info("Evaluation of %d images:\n%s", num_images, table)
+        logger.info("Evaluation of %d images:\n%s", len(image_counts), table)
         if self.output_dir is not None:
             _write_segments(self.output_dir, [s for parts in segments.values() for s in parts])
         results = to_results(self.class_names, metrics, boundary)
@@ -174,15 +164,27 @@ class SemSegEvaluator(DatasetEvaluator):
             observer.finish(results, self.confusion_matrix, images)
         return OrderedDict(sem_seg=results)
 
-    def _gather(self, of_images: Mapping[str, Any]) -> dict[str, Any]:
-        """On the main process what all have of their images, each once, by sorted file name."""
-        parts = comm.gather(dict(of_images)) if self.distributed else [of_images]
-        merged: dict[str, Any] = {}
-        for part in reversed(parts):  # the process of the lowest rank wins, as in the tally
+    def _gather(self, values: Mapping[Any, Any]) -> dict[Any, Any]:
+        """Values of all processes on the main one, sorted; the lowest rank's of equal keys."""
+        parts = comm.gather(dict(values)) if self.distributed else [values]
+        merged: dict[Any, Any] = {}
+        for part in reversed(parts):
             merged |= part
         return dict(sorted(merged.items()))
 
-    def _encode(self, name: str, class_ids: np.ndarray) -> list[dict[str, Any]]:
+    def _sum(
+        self, image_counts: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Confusion matrix (K + 1, K + 1) and boundary counts (3, K) of all images."""
+        shape, num_classes = self.confusion_matrix.shape, len(self.class_names)
+        counts = np.zeros((num_classes + 1) ** 2 + 3 * num_classes, dtype=np.int64)
+        for indices, values in image_counts.values():
+            counts[indices] += values
+        matrix, boundary = np.split(counts, [(num_classes + 1) ** 2])
+        return matrix.reshape(shape), boundary.reshape(3, num_classes)
+
+    @staticmethod
+    def _encode(name: str, class_ids: np.ndarray) -> list[dict[str, Any]]:
         """One COCO-style segment for each class that the prediction holds."""
         from pycocotools import mask as mask_utils  # only needed for this
 
@@ -193,7 +195,7 @@ class SemSegEvaluator(DatasetEvaluator):
             segments.append(
                 {
                     "file_name": name,
-                    "category_id": self.dataset_ids[int(class_id)],
+                    "category_id": int(class_id),
                     "segmentation": encoded,
                 }
             )

@@ -33,12 +33,12 @@ _CITYSCAPES_NAME = re.compile(r"([^_]+_\d+_\d+)(_.*)?\.\w+")
 
 @dataclass(frozen=True)
 class PredictionFormat:
-    """How a prediction is written.
+    """The form in which a prediction is written.
 
     Attributes:
         ids: id of each class in the file; None for the class ids themselves.
         none: id of pixels that are predicted as no class.
-        keep_folders: whether files lie in folders as the images do, or all in one.
+        keep_folders: files lie in folders as the images do, instead of all in one.
     """
 
     ids: tuple[int, ...] | None
@@ -60,7 +60,7 @@ class PredictionFolder:
         directory: local folder, made when the first file is written.
         format_name: one of :data:`PREDICTION_FORMATS`.
         class_colors: (K, 3) RGB, 0..255, of the palette.
-        image_root: folder of the images, whose inner folders are kept if the form allows it.
+        image_root: folder of the images, whose inner folders are used again if the form allows it.
 
     Attributes:
         num_classes: K.
@@ -104,11 +104,11 @@ class PredictionFolder:
         self._owners: dict[str, str] = {}  # path -> image
 
     def path(self, file_name: str) -> str:
-        """Where the prediction for an image belongs.
+        """Path of the prediction for an image.
 
         Raises:
             ValueError: the form cannot be used for an image of this name, or the prediction for
-                another image has the same place.
+                another image has the same path.
         """
         name = image_name(file_name, self.image_root if self.format.keep_folders else "")
         if self.format_name == "cityscapes":
@@ -144,17 +144,17 @@ class PredictionFolder:
         write_atomically(path, functools.partial(picture.save, format="PNG"))
         return path
 
-    def load(self, record: Mapping[str, Any]) -> np.ndarray | None:
+    def load(self, sample: Mapping[str, Any]) -> np.ndarray | None:
         """Read the prediction for an image back.
 
         Args:
-            record: with "file_name" and, to be checked against, "height" and "width".
+            sample: with "file_name" and, to be checked against, "height" and "width".
 
         Returns:
             (H, W) uint8 class ids, 255 for none; None if the file is not there, is damaged, or has
             another size than the image.
         """
-        path = self.path(record["file_name"])
+        path = self.path(sample["file_name"])
         if not PathManager.isfile(path):
             return None
         try:
@@ -165,7 +165,7 @@ class PredictionFolder:
             return None
         if indices is None:
             return None
-        size = record.get("height", indices.shape[0]), record.get("width", indices.shape[1])
+        size = sample.get("height", indices.shape[0]), sample.get("width", indices.shape[1])
         return self._to_class[indices] if indices.shape == size else None
 
 

@@ -1,4 +1,3 @@
-import cv2
 import numpy as np
 import pytest
 from detectron2.config import get_cfg
@@ -80,16 +79,6 @@ def test_label_resize_is_floor_of_the_index_ratio(src, dst):
             assert resized[y, x] == labels[(y * src) // dst, (x * (src + 1)) // (dst + 3)]
 
 
-def test_label_resize_agrees_with_opencv_except_where_opencv_rounds_a_whole_quotient_down():
-    for src in (30, 97, 360, 480):
-        for dst in (15, 64, 127, 500, 720):
-            labels = np.arange(src, dtype=np.uint16)[None]
-            ours = CvResizeTransform(1, src, 1, dst).apply_segmentation(labels)[0].astype(int)
-            theirs = cv2.resize(labels, (dst, 1), interpolation=cv2.INTER_NEAREST)[0].astype(int)
-            differ = np.flatnonzero(ours != theirs)
-            assert all(x * src % dst == 0 and theirs[x] == ours[x] - 1 for x in differ)
-
-
 def test_image_resize_is_bilinear_with_half_pixel_centres_and_no_low_pass():
     image = np.random.RandomState(0).randint(0, 256, (12, 20, 3)).astype(np.uint8)
     for new_h, new_w in ((6, 10), (5, 7), (24, 33)):
@@ -135,47 +124,49 @@ def test_crop_draws_y_then_x_and_takes_the_first_mixed_candidate():
 
 
 def _is_mixed_at(x):
-    """Whether columns x .. x+9 hold 0 (up to 13) and 1 (from 16), neither at 3/4 or more."""
+    """Columns x .. x+9 hold 0 (up to 13) and 1 (from 16), neither at 3/4 or more."""
     zeros, ones = max(14 - x, 0), max(x + 10 - 16, 0)
     zeros, ones = min(zeros, 10), min(ones, 10)
     return min(zeros, ones) > 0 and max(zeros, ones) / (zeros + ones) < 0.75
 
 
-@pytest.mark.parametrize("fill", [0, 255])
-def test_crop_takes_the_eleventh_candidate_unchecked(fill):
-    labels = np.full((20, 30), fill, np.uint8)
+@pytest.mark.parametrize(
+    ("labels", "candidate"),
+    [
+        (np.zeros((20, 30), np.uint8), 10),  # the eleventh one unchecked
+        (np.full((20, 30), 255, np.uint8), 10),
+        (None, 0),
+    ],
+)
+def test_crop_of_what_is_never_mixed_is_the_last_candidate_and_without_labels_the_first(
+    labels, candidate
+):
     np.random.seed(1)
     candidates = [(np.random.randint(0, 13), np.random.randint(0, 21)) for _ in range(11)]
     np.random.seed(1)
     transform = CategoryLimitedCrop((8, 10)).get_transform(np.zeros((20, 30, 3)), labels)
-    assert (transform.y0, transform.x0) == candidates[-1]
+    assert (transform.y0, transform.x0) == candidates[candidate]
 
 
-@pytest.mark.parametrize(("share", "accepted"), [(6, False), (5, True)])
-def test_crop_rejects_exactly_three_quarters_of_one_class(share, accepted):
-    labels = np.array([[0] * share + [1] * (8 - share)], np.uint8)  # 6 of 8 = 0.75
-    assert CategoryLimitedCrop((1, 8))._is_mixed(labels) == accepted
+@pytest.mark.parametrize(
+    ("labels", "accepted"),
+    [
+        ([0] * 6 + [1] * 2, False),  # three quarters of one class
+        ([0] * 5 + [1] * 3, True),
+        ([255] * 90 + [0, 0, 1], True),  # ignored pixels do not count
+    ],
+)
+def test_crop_rejects_three_quarters_of_one_class_among_the_labelled_pixels(labels, accepted):
+    crop = CategoryLimitedCrop((1, len(labels)))
+    assert crop._is_mixed(np.array([labels], np.uint8)) == accepted
 
 
-def test_ignored_pixels_do_not_count_for_the_crop():
-    labels = np.array([[255] * 90 + [0, 0, 1]], np.uint8)
-    assert CategoryLimitedCrop((1, 93))._is_mixed(labels)
-
-
-def test_smaller_image_is_kept_whole_and_one_small_side_too():
+def test_smaller_image_stays_whole_and_one_small_side_too():
     labels = np.zeros((6, 30), np.uint8)
     image = np.zeros((6, 30, 3), np.uint8)
     assert isinstance(CategoryLimitedCrop((8, 40)).get_transform(image, labels), NoOpTransform)
     transform = CategoryLimitedCrop((8, 10)).get_transform(image, labels)
     assert (transform.y0, transform.h, transform.w) == (0, 6, 10)
-
-
-def test_crop_without_labels_takes_the_first_candidate():
-    np.random.seed(5)
-    expected = (np.random.randint(0, 13), np.random.randint(0, 21))
-    np.random.seed(5)
-    transform = CategoryLimitedCrop((8, 10)).get_transform(np.zeros((20, 30, 3)), None)
-    assert (transform.y0, transform.x0) == expected
 
 
 @pytest.fixture

@@ -25,6 +25,25 @@ def camvid(tmp_path, monkeypatch):
     return tmp_path / "camvid"
 
 
+@pytest.fixture
+def register():
+    """Registers a dataset, by default with the classes of CamVid, that is gone after the test."""
+    names = []
+
+    def call(name, load=lambda: DatasetCatalog.get("camvid_val"), **metadata):
+        names.append(name)
+        known = MetadataCatalog.get("camvid_val")
+        DatasetCatalog.register(name, load)
+        MetadataCatalog.get(name).set(
+            **{"stuff_classes": known.stuff_classes, "label_map": known.label_map, **metadata}
+        )
+
+    yield call
+    for name in names:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
 @contextlib.contextmanager
 def process(rank, world_size):
     """Pretend to be one of several processes."""
@@ -105,20 +124,12 @@ def test_loading_leaves_the_models_random_numbers_alone():
 
 
 @pytest.mark.parametrize("build", [build_train_loader, lambda cfg: build_test_loader(cfg, "wide")])
-def test_label_map_beyond_the_classes_is_refused_naming_dataset_and_id(build):
+def test_label_map_beyond_the_classes_is_refused_naming_dataset_and_id(register, build):
     cfg = camvid_cfg()
     cfg.DATASETS.TRAIN = ("wide",)
-    DatasetCatalog.register("wide", lambda: DatasetCatalog.get("camvid_train"))
-    metadata = MetadataCatalog.get("wide").set(
-        stuff_classes=MetadataCatalog.get("camvid_train").stuff_classes,
-        label_map={0: 0, 7: 10, 8: 255, 9: 11},
-    )
-    try:
-        with pytest.raises(ValueError, match=r"'wide' must map .* below 11 .* but maps 9 to 11\."):
-            build(cfg)
-    finally:
-        DatasetCatalog.remove("wide")
-        MetadataCatalog.remove(metadata.name)
+    register("wide", label_map={0: 0, 7: 10, 8: 255, 9: 11})
+    with pytest.raises(ValueError, match=r"'wide' must map .* below 11 .* but maps 9 to 11\."):
+        build(cfg)
 
 
 def test_label_map_and_augmentations_are_logged(caplog):
@@ -194,36 +205,24 @@ def test_misspelt_dataset_is_answered_with_the_nearest_names():
     assert "\n" not in str(caught.value)
 
 
-def test_dataset_that_the_user_has_registered_is_loaded():
+def test_dataset_that_the_user_has_registered_is_loaded(register):
     cfg = camvid_cfg()
-    name = "street_scenes"
-    known = MetadataCatalog.get("camvid_val")
-    DatasetCatalog.register(name, lambda: DatasetCatalog.get("camvid_val"))
-    MetadataCatalog.get(name).set(stuff_classes=known.stuff_classes, label_map=known.label_map)
-    cfg.DATASETS.TRAIN = (name,)
-    try:
-        assert len(next(iter(build_train_loader(cfg)))) == 4
-        assert len(build_test_loader(cfg, name)) == 2
-    finally:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    cfg.DATASETS.TRAIN = ("street_scenes",)
+    register("street_scenes")
+    assert len(next(iter(build_train_loader(cfg)))) == 4
+    assert len(build_test_loader(cfg, "street_scenes")) == 2
 
 
-def test_empty_dataset_is_refused():
-    DatasetCatalog.register("nothing_at_all", list)
-    MetadataCatalog.get("nothing_at_all").set(stuff_classes=["a"] * 11)
-    try:
-        with pytest.raises(ValueError, match="'nothing_at_all' must hold at least one image"):
-            build_test_loader(camvid_cfg(), "nothing_at_all")
-    finally:
-        DatasetCatalog.remove("nothing_at_all")
-        MetadataCatalog.remove("nothing_at_all")
+def test_empty_dataset_is_refused(register):
+    register("nothing_at_all", list)
+    with pytest.raises(ValueError, match="'nothing_at_all' must hold at least one image"):
+        build_test_loader(camvid_cfg(), "nothing_at_all")
 
 
 def test_signals_to_the_whole_job_do_not_kill_workers():
     iterator = iter(build_train_loader(camvid_cfg(workers=2)))
     expected = batches(camvid_cfg(workers=0), 12)
-    # A batch of each worker: one that is only about to start has not yet told what it ignores.
+    # A batch of each worker: one that is only about to start does not ignore them yet.
     got = [next(iterator), next(iterator)]
     for name in ("INT", "USR1", "USR2", "TERM"):
         # By another process than the trainer, whose own SIGTERM ends them.

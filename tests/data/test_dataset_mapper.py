@@ -11,7 +11,7 @@ LUT = build_lut({0: 0, 1: 1, 11: 255})
 
 
 @pytest.fixture
-def record(tmp_path):
+def sample(tmp_path):
     write_image(tmp_path / "a.png", 6, 8)
     write_label(tmp_path / "l.png", np.arange(48).reshape(6, 8) % 2)
     return {
@@ -21,71 +21,75 @@ def record(tmp_path):
     }
 
 
-def test_sample_holds_rgb_planes_train_ids_and_the_original_size(record, tmp_path):
+@pytest.mark.parametrize("with_instances", [False, True])
+def test_sample_holds_rgb_planes_train_ids_and_the_original_size(sample, tmp_path, with_instances):
     pixels = write_image(tmp_path / "a.png", 6, 8, seed=1)
     write_label(tmp_path / "l.png", np.array([[0, 1, 11, 0]] * 3).repeat(2, 0).repeat(2, 1))
-    mapper = SemSegDatasetMapper(True, augmentations=[KeepRatioResize((4, 3))], label_lut=LUT)
-    sample = mapper(record)
+    mapper = SemSegDatasetMapper(
+        True,
+        augmentations=[KeepRatioResize((4, 3))],
+        label_lut=LUT,
+        with_instances=with_instances,
+    )
+    before = dict(sample)
+    mapped = mapper(sample)
+    assert sample == before
     half = CvResizeTransform(6, 8, 3, 4).apply_image(pixels)
-    assert sample["image"].dtype == torch.uint8 and sample["image"].is_contiguous()
-    assert np.array_equal(sample["image"].numpy(), half[..., ::-1].transpose(2, 0, 1))
-    assert sample["sem_seg"].dtype == torch.uint8
-    assert sample["sem_seg"].tolist() == [[0, 1, 255, 0]] * 3
-    assert (sample["height"], sample["width"], sample["image_id"]) == (6, 8, "a")
+    assert mapped["image"].dtype == torch.uint8 and mapped["image"].is_contiguous()
+    assert np.array_equal(mapped["image"].numpy(), half[..., ::-1].transpose(2, 0, 1))
+    assert mapped["sem_seg"].dtype == torch.uint8
+    assert mapped["sem_seg"].tolist() == [[0, 1, 255, 0]] * 3
+    assert (mapped["height"], mapped["width"], mapped["image_id"]) == (6, 8, "a")
+    assert ("instances" in mapped) is with_instances
+    if with_instances:
+        assert mapped["instances"].image_size == (3, 4)
+        assert mapped["instances"].gt_classes.tolist() == [0, 1]
+        assert mapped["instances"].gt_masks.sum(dim=(1, 2)).tolist() == [6, 3]
 
 
-def test_bgr_is_kept_on_demand(record):
-    rgb = SemSegDatasetMapper(False, augmentations=[], image_format="RGB")(record)["image"]
-    bgr = SemSegDatasetMapper(False, augmentations=[], image_format="BGR")(record)["image"]
+def test_bgr_stays_on_demand(sample):
+    rgb = SemSegDatasetMapper(False, augmentations=[], image_format="RGB")(sample)["image"]
+    bgr = SemSegDatasetMapper(False, augmentations=[], image_format="BGR")(sample)["image"]
     assert torch.equal(rgb, bgr.flip(0)) and not torch.equal(rgb, bgr)
 
 
-def test_test_sample_has_no_labels_and_needs_no_label_file(record):
-    del record["sem_seg_file_name"]
-    sample = SemSegDatasetMapper(False, augmentations=[KeepRatioResize((4, 3))])(record)
-    assert "sem_seg" not in sample and sample["image"].shape == (3, 3, 4)
+def test_test_sample_has_no_labels_and_needs_no_label_file(sample):
+    del sample["sem_seg_file_name"]
+    mapped = SemSegDatasetMapper(False, augmentations=[KeepRatioResize((4, 3))])(sample)
+    assert "sem_seg" not in mapped and mapped["image"].shape == (3, 3, 4)
 
 
-def test_record_is_not_changed(record):
-    before = dict(record)
-    SemSegDatasetMapper(True, augmentations=[], label_lut=LUT)(record)
-    assert record == before
-
-
-def test_label_of_another_size_is_named_with_both_sizes(record, tmp_path):
-    write_label(tmp_path / "l.png", np.zeros((7, 9)))
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.zeros((7, 9)), r"l\.png.* has 9x7 and .*a\.png' has 8x6"),
+        (np.full((6, 8), 5), r"l\.png.*\(0-1, 11\), but holds 5"),
+        (None, r"a\.png' has no label file"),
+    ],
+)
+def test_unusable_labels_are_named(sample, tmp_path, labels, message):
+    if labels is None:
+        del sample["sem_seg_file_name"]
+    else:
+        write_label(tmp_path / "l.png", labels)
     mapper = SemSegDatasetMapper(True, augmentations=[], label_lut=LUT)
-    with pytest.raises(DataFileError, match=r"l\.png.* has 9x7 and .*a\.png' has 8x6"):
-        mapper(record)
+    with pytest.raises(DataFileError, match=message):
+        mapper(sample)
 
 
-def test_label_outside_the_map_is_named(record, tmp_path):
-    write_label(tmp_path / "l.png", np.full((6, 8), 5))
-    mapper = SemSegDatasetMapper(True, augmentations=[], label_lut=LUT)
-    with pytest.raises(DataFileError, match=r"l\.png.*\(0-1, 11\), but holds 5"):
-        mapper(record)
-
-
-def test_training_record_without_label_is_named(record):
-    del record["sem_seg_file_name"]
-    mapper = SemSegDatasetMapper(True, augmentations=[], label_lut=LUT)
-    with pytest.raises(DataFileError, match=r"a\.png' has no label file"):
-        mapper(record)
-
-
-def test_image_of_another_size_than_recorded_is_named(record):
+def test_image_of_another_size_than_given_is_named(sample):
     mapper = SemSegDatasetMapper(False, augmentations=[])
-    assert mapper({**record, "height": 6, "width": 8})["width"] == 8
+    assert mapper({**sample, "height": 6, "width": 8})["width"] == 8
     with pytest.raises(DataFileError, match=r"a\.png' must be 9x6 .* but is 8x6"):
-        mapper({**record, "height": 6, "width": 9})
+        mapper({**sample, "height": 6, "width": 9})
 
 
-def test_mapper_is_built_from_the_config(record):
+def test_mapper_is_built_from_the_config(sample):
     mapper = build_mapper(camvid_cfg(), is_train=True)
     assert mapper.label_lut.values[11] == 255 and mapper.label_lut.values[10] == 10
-    sample = mapper(record)
-    assert sample["image"].shape[1:] == sample["sem_seg"].shape
-    assert sample["image"].shape[1] <= 20 and sample["image"].shape[2] <= 24
+    mapped = mapper(sample)
+    assert mapped["image"].shape[1:] == mapped["sem_seg"].shape
+    assert mapped["image"].shape[1] <= 20 and mapped["image"].shape[2] <= 24
 
 
 def test_unknown_names_are_refused_with_the_choices():
@@ -120,28 +124,16 @@ def test_label_map_without_a_labelled_pixel_has_no_masks():
     assert instances.gt_masks.shape == (0, 4, 6) and instances.gt_masks.dtype == torch.bool
 
 
-def test_instances_are_those_of_the_augmented_label_map(record, tmp_path):
-    write_label(tmp_path / "l.png", np.array([[0, 1, 11, 0]] * 3).repeat(2, 0).repeat(2, 1))
-    mapper = SemSegDatasetMapper(
-        True, augmentations=[KeepRatioResize((4, 3))], label_lut=LUT, with_instances=True
-    )
-    sample = mapper(record)
-    assert sample["sem_seg"].tolist() == [[0, 1, 255, 0]] * 3
-    assert sample["instances"].image_size == (3, 4)
-    assert sample["instances"].gt_classes.tolist() == [0, 1]
-    assert sample["instances"].gt_masks.sum(dim=(1, 2)).tolist() == [6, 3]
-
-
 @pytest.mark.parametrize("name", ["sem_seg", "instances"])
-def test_configuration_says_whether_there_are_instances_and_changes_nothing_else(record, name):
+def test_configuration_says_whether_there_are_instances_and_changes_nothing_else(sample, name):
     cfg = camvid_cfg()
     cfg.INPUT.DATASET_MAPPER_NAME = name
     np.random.seed(0)
-    sample = build_mapper(cfg, is_train=True)(record)
-    assert ("instances" in sample) is (name == "instances")
+    mapped = build_mapper(cfg, is_train=True)(sample)
+    assert ("instances" in mapped) is (name == "instances")
     cfg.INPUT.DATASET_MAPPER_NAME = "sem_seg"
     np.random.seed(0)
-    other = build_mapper(cfg, is_train=True)(record)
-    assert torch.equal(sample["image"], other["image"])
-    assert torch.equal(sample["sem_seg"], other["sem_seg"])
-    assert "instances" not in build_mapper(cfg, is_train=False)(record)
+    other = build_mapper(cfg, is_train=True)(sample)
+    assert torch.equal(mapped["image"], other["image"])
+    assert torch.equal(mapped["sem_seg"], other["sem_seg"])
+    assert "instances" not in build_mapper(cfg, is_train=False)(sample)

@@ -143,12 +143,12 @@ def test_coordinates_follow_resize_and_crop():
 
 
 @pytest.fixture
-def record(tmp_path):
+def sample(tmp_path):
     """A JPEG, 363 pixels high and 241 wide."""
-    return write_record(tmp_path, smooth_image(363, 241))
+    return write_sample(tmp_path, smooth_image(363, 241))
 
 
-def write_record(folder, image, **options):
+def write_sample(folder, image, **options):
     pixels = Image.fromarray(image[..., ::-1])
     pixels.save(folder / "a.jpg", quality=98, subsampling=0, **options)
     write_label(folder / "a.png", smooth_labels(363, 241))
@@ -158,7 +158,7 @@ def write_record(folder, image, **options):
     }
 
 
-def mapped(record, resize, reduced, seed=0, is_train=True):
+def mapped(sample, resize, reduced, seed=0, is_train=True):
     mapper = SemSegDatasetMapper(
         is_train,
         augmentations=fuse([resize, CategoryLimitedCrop((30, 40)), RandomFlip(0.5)]),
@@ -166,7 +166,7 @@ def mapped(record, resize, reduced, seed=0, is_train=True):
         reduced_jpeg_decoding=reduced,
     )
     np.random.seed(seed)
-    return mapper(record), np.random.rand()
+    return mapper(sample), np.random.rand()
 
 
 def spy_on_decoding(monkeypatch):
@@ -183,13 +183,13 @@ def spy_on_decoding(monkeypatch):
     ("short_side", "reduction"), [(241, 1), (121, 1), (120, 2), (61, 2), (60, 4), (30, 8)]
 )
 def test_reduced_decoding_changes_a_smooth_image_by_little_and_labels_and_draws_not_at_all(
-    record, short_side, reduction, monkeypatch
+    sample, short_side, reduction, monkeypatch
 ):
     used = spy_on_decoding(monkeypatch)
     resize = KeepRatioResize((10 * short_side, short_side))
     for seed in range(4):
-        full, full_draw = mapped(record, resize, False, seed)
-        reduced, reduced_draw = mapped(record, resize, True, seed)
+        full, full_draw = mapped(sample, resize, False, seed)
+        reduced, reduced_draw = mapped(sample, resize, True, seed)
         assert full_draw == reduced_draw
         assert (reduced["height"], reduced["width"]) == (363, 241)
         assert np.array_equal(reduced["sem_seg"], full["sem_seg"])
@@ -208,15 +208,15 @@ def test_reduced_decoding_is_off_by_default_and_at_test():
     assert not build_mapper(cfg, is_train=False).reduced_jpeg_decoding
 
 
-def test_other_formats_and_turned_jpegs_are_decoded_whole(record, tmp_path, monkeypatch):
+def test_other_formats_and_turned_jpegs_are_decoded_whole(sample, tmp_path, monkeypatch):
     used = spy_on_decoding(monkeypatch)
     resize = KeepRatioResize((300, 30))
-    png = {**record, "file_name": str(tmp_path / "image.png")}
+    png = {**sample, "file_name": str(tmp_path / "image.png")}
     cv2.imwrite(png["file_name"], smooth_image(363, 241))
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "turned").mkdir()
-    turned = write_record(tmp_path / "turned", smooth_image(241, 363), exif=exif)
+    turned = write_sample(tmp_path / "turned", smooth_image(241, 363), exif=exif)
     for other in (png, turned):
         reduced, full = (mapped(other, resize, switch)[0] for switch in (True, False))
         assert np.array_equal(reduced["image"], full["image"])
@@ -224,10 +224,10 @@ def test_other_formats_and_turned_jpegs_are_decoded_whole(record, tmp_path, monk
     assert used == [1] * 4
 
 
-def test_broken_jpeg_is_named_at_reduced_scale_as_well(record):
-    path = record["file_name"]
+def test_broken_jpeg_is_named_at_reduced_scale_as_well(sample):
+    path = sample["file_name"]
     content = Path(path).read_bytes()
     for keep in (20, len(content) // 2):
         Path(path).write_bytes(content[:keep])
         with pytest.raises(ValueError, match=r"a\.jpg.* is truncated or of another kind"):
-            mapped(record, KeepRatioResize((300, 30)), True)
+            mapped(sample, KeepRatioResize((300, 30)), True)

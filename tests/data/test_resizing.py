@@ -1,4 +1,4 @@
-"""Whether images are low-pass filtered when they shrink decides about the result."""
+"""Low-pass filtering of shrinking images decides about the result."""
 
 import cv2
 import numpy as np
@@ -68,7 +68,7 @@ def cfg(tmp_path):
 
 def test_antialiasing_changes_miou_and_ours_is_that_of_opencv(cfg):
     image, labels = scene()
-    evaluator = SemSegEvaluator(["fence", "wall", "grass"], 255, lambda record: labels)
+    evaluator = SemSegEvaluator(["fence", "wall", "grass"], 255, lambda sample: labels)
     evaluator.reset()
     for batch in build_test_loader(cfg, cfg.DATASETS.TEST[0]):
         ids = enlarge(classify(batch[0]["image"].numpy().transpose(1, 2, 0)[..., ::-1]))

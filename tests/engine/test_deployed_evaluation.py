@@ -12,7 +12,7 @@ from detectron2.modeling import build_model
 
 from offseg_d2.config import ConfigError
 from offseg_d2.deploy.from_config import deployed
-from offseg_d2.engine import Trainer, evaluate
+from offseg_d2.engine import evaluate
 from tests.common import SMALL_OFFSEG, offseg_config, seed_all, spread_weights
 
 
@@ -39,10 +39,10 @@ def cfg(tmp_path: Path) -> CfgNode:
 def test_scores_and_label_maps_are_those_of_the_model(cfg, tmp_path):
     seed_all()
     model = spread_weights(build_model(cfg)).train()
-    plain = evaluate(Trainer, cfg, model, predictions_dir=str(tmp_path / "plain"))
+    plain = evaluate(cfg, model, predictions_dir=str(tmp_path / "plain"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     cfg.TEST.DEPLOY = True
-    fast = evaluate(Trainer, cfg, model, predictions_dir=str(tmp_path / "fast"))
+    fast = evaluate(cfg, model, predictions_dir=str(tmp_path / "fast"))
     assert fast["sem_seg"]["mIoU"] == pytest.approx(plain["sem_seg"]["mIoU"], abs=0.02)
     assert plain["sem_seg"]["mIoU"] > 0
     paths = [*(tmp_path / "plain").rglob("*.png")]
@@ -62,7 +62,7 @@ def test_scores_and_label_maps_are_those_of_the_model(cfg, tmp_path):
 def test_models_without_a_deployed_form_are_refused(cfg):
     cfg.TEST.DEPLOY = True
     with pytest.raises(ConfigError, match=r"`TEST.DEPLOY` must be False for .* only OffSeg"):
-        evaluate(Trainer, cfg, torch.nn.Linear(1, 1))
+        evaluate(cfg, torch.nn.Linear(1, 1))
     cfg.TEST.DEPLOY = False
     model = torch.nn.Linear(1, 1)
     assert deployed(cfg, model) is model

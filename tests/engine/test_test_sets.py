@@ -14,21 +14,21 @@ LABELS = np.array([[0, 1, 2], [9, 9, 2]], dtype=np.uint8)
 
 @pytest.fixture
 def register(tmp_path):
-    """Registers a data set of one image; returns its record."""
+    """Registers a data set of one image; returns its sample."""
     names = []
 
     def call(name: str, num_classes: int = NUM_CLASSES, labels=LABELS, **metadata) -> dict:
-        record = {
+        sample = {
             "file_name": str(tmp_path / f"{name}.png"),
             "sem_seg_file_name": str(tmp_path / f"{name}_labels.png"),
         }
-        cv2.imwrite(record["file_name"], np.zeros((*labels.shape, 3), np.uint8))
-        cv2.imwrite(record["sem_seg_file_name"], labels)
-        DatasetCatalog.register(name, lambda: [record])
+        cv2.imwrite(sample["file_name"], np.zeros((*labels.shape, 3), np.uint8))
+        cv2.imwrite(sample["sem_seg_file_name"], labels)
+        DatasetCatalog.register(name, lambda: [sample])
         classes = [f"class_{index}" for index in range(num_classes)]
         MetadataCatalog.get(name).set(stuff_classes=classes, **metadata)
         names.append(name)
-        return record
+        return sample
 
     yield call
     for name in names:
@@ -47,10 +47,10 @@ def register(tmp_path):
 def test_pixels_of_the_data_sets_own_ignore_label_do_not_count(
     register, tmp_path, metadata, labels, label_pixels
 ):
-    record = register("tiny_own_ignore", labels=labels, **metadata)
+    sample = register("tiny_own_ignore", labels=labels, **metadata)
     evaluator = Trainer.build_evaluator(make_cfg(tmp_path), "tiny_own_ignore")
     prediction = torch.from_numpy(np.minimum(labels, 2).astype(np.int64))
-    evaluator.process([record], [{"sem_seg": prediction}])
+    evaluator.process([sample], [{"sem_seg": prediction}])
     results = evaluator.evaluate()["sem_seg"]
     assert evaluator.confusion_matrix.sum() == label_pixels
     assert results["mIoU"] == results["pACC"] == 100

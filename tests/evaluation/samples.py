@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offseg_d2.evaluation import EvaluationObserver, SemSegEvaluator
+from offseg_d2.evaluation import EvaluatedImage, EvaluationObserver, SemSegEvaluator
 
 CLASSES = ("road", "sky", "tree")
 IGNORED = 255
@@ -27,7 +27,7 @@ def prediction_of(name: str) -> torch.Tensor:
 
 
 def make_evaluator(**kwargs: Any) -> SemSegEvaluator:
-    return SemSegEvaluator(CLASSES, IGNORED, lambda record: label_of(record["file_name"]), **kwargs)
+    return SemSegEvaluator(CLASSES, IGNORED, lambda sample: label_of(sample["file_name"]), **kwargs)
 
 
 def process(
@@ -53,11 +53,11 @@ class Recorder(EvaluationObserver):
         self.calls.append("reset")
         self.pixels = {}
 
-    def process(self, record, label, prediction, counts) -> None:
-        self.calls.append(record["file_name"])
-        np.testing.assert_array_equal(label, label_of(record["file_name"]))
-        np.testing.assert_array_equal(prediction, prediction_of(record["file_name"]))
-        self.pixels[record["file_name"]] = int(counts.sum())
+    def process(self, image: EvaluatedImage) -> None:
+        self.calls.append(image.file_name)
+        np.testing.assert_array_equal(image.label, label_of(image.file_name))
+        np.testing.assert_array_equal(image.prediction, prediction_of(image.file_name))
+        self.pixels[image.file_name] = int(image.counts.sum())
 
     def state(self) -> dict[str, int]:
         self.calls.append("state")

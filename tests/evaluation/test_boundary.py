@@ -135,7 +135,7 @@ def test_evaluator_sums_over_images_and_reports_it_only_if_asked():
     results = {}
     for boundary in (False, True):
         evaluator = SemSegEvaluator(
-            ["a", "b", "c"], IGNORED, lambda record: labels[record["file_name"]], boundary=boundary
+            ["a", "b", "c"], IGNORED, lambda sample: labels[sample["file_name"]], boundary=boundary
         )
         for name, ids in predictions.items():
             evaluator.process([{"file_name": name}], [{"sem_seg": torch.from_numpy(ids)}])

@@ -63,25 +63,25 @@ def official_scores(root, predictions) -> dict:
 
 
 def test_class_iou_and_its_mean_equal_the_official_evaluator_on_the_written_files(root, tmp_path):
-    records = DatasetCatalog.get("cityscapes_19_val")
+    samples = DatasetCatalog.get("cityscapes_19_val")
     metadata = MetadataCatalog.get("cityscapes_19_val")
     folder = PredictionFolder(
         str(tmp_path / "predictions"), "cityscapes", metadata.stuff_colors, metadata.image_root
     )
-    label_files = {record["file_name"]: record["sem_seg_file_name"] for record in records}
+    label_files = {sample["file_name"]: sample["sem_seg_file_name"] for sample in samples}
 
-    def read_label(record):
-        return read_label_map(label_files[record["file_name"]], label_map_of(metadata))
+    def read_label(sample):
+        return read_label_map(label_files[sample["file_name"]], label_map_of(metadata))
 
     evaluator = SemSegEvaluator(metadata.stuff_classes, 255, read_label)
     rng = np.random.default_rng(1)
-    for record in records:
-        folder.write(record["file_name"], predict(read_label(record), rng))
-        evaluator.process([record], [{"sem_seg": torch.from_numpy(folder.load(record))}])
+    for sample in samples:
+        folder.write(sample["file_name"], predict(read_label(sample), rng))
+        evaluator.process([sample], [{"sem_seg": torch.from_numpy(folder.load(sample))}])
     ours = evaluator.evaluate()["sem_seg"]
 
     theirs = official_scores(root, tmp_path / "predictions")
-    assert len(records) == len(FRAMES)
+    assert len(samples) == len(FRAMES)
     assert ours["IoU-bicycle"] == 0  # predicted, never labelled: counts, here and there
     for name in metadata.stuff_classes:
         assert ours[f"IoU-{name}"] == pytest.approx(

@@ -1,4 +1,4 @@
-"""The four benchmarks as they are downloaded, and as Detectron2 and mmsegmentation lay them out."""
+"""The benchmarks as they are downloaded, and as Detectron2 and mmsegmentation lay them out."""
 
 import os
 import shutil
@@ -7,13 +7,11 @@ from itertools import islice
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.file_io import PathManager
 
 from offseg_d2.config import load_config
 from offseg_d2.data import (
     build_test_loader,
     build_train_loader,
-    describe_label_map,
     label_map_of,
     read_image,
     read_label_map,
@@ -22,12 +20,14 @@ from offseg_d2.data.datasets import (
     IncompleteDatasetError,
     datasets_root,
     register_ade20k,
+    register_camvid,
     register_cityscapes,
     register_coco_stuff,
     register_pascal_context,
     register_sem_seg,
 )
 from tests.common import ROOT
+from tests.data.common import write_camvid
 from tests.data.datasets import common
 
 REAL_ROOT = os.path.abspath(datasets_root())
@@ -37,6 +37,7 @@ NAMES = {  # name without split -> (classes, splits)
     "coco_stuff_171": (171, ("train", "val")),
     "pascal_context_59": (59, ("train", "val")),
     "pascal_context_60": (60, ("train", "val")),
+    "camvid": (11, ("train", "val", "test")),
 }
 NUMBERS = {f"{name}_{s}": number for name, (number, splits) in NAMES.items() for s in splits}
 REGISTERED = sorted(NUMBERS)
@@ -51,8 +52,8 @@ def root(tmp_path, monkeypatch):
 def labels_of(dataset_name):
     """Train ids of the first label file, each once."""
     metadata = MetadataCatalog.get(dataset_name)
-    record = DatasetCatalog.get(dataset_name)[0]
-    return np.unique(read_label_map(record["sem_seg_file_name"], label_map_of(metadata))).tolist()
+    sample = DatasetCatalog.get(dataset_name)[0]
+    return np.unique(read_label_map(sample["sem_seg_file_name"], label_map_of(metadata))).tolist()
 
 
 # ------------------------------------------------------------------------- facts of the datasets
@@ -79,6 +80,7 @@ def test_every_class_has_name_colour_and_raw_ids(name, number, root):
         ("coco_stuff_171_val", {0: "person", 79: "toothbrush", 80: "banner", 170: "wood"}),
         ("pascal_context_59_val", {0: "aeroplane", 58: "wood"}),
         ("pascal_context_60_val", {0: "background", 1: "aeroplane", 59: "wood"}),
+        ("camvid_val", {0: "sky", 3: "road", 10: "bicyclist"}),
     ],
 )
 def test_class_names_stand_at_their_train_ids(name, expected):
@@ -119,80 +121,62 @@ def test_pascal_values_are_ranks_of_ascending_ids_and_alphabetical_names():
     assert MetadataCatalog.get("pascal_context_60_val").stuff_classes == list(names)
 
 
-def test_label_maps_are_told_in_short(root):
-    described = {n: describe_label_map(MetadataCatalog.get(f"{n}_val")) for n in NAMES}
-    assert described["ade20k_150"] == (
-        "150 classes; raw ids 0 -> ignored, 1-150 -> 0-149, 255 -> ignored"
-    )
-    assert described["pascal_context_60"] == "60 classes; raw ids 0-59 -> 0-59, 255 -> ignored"
-    assert described["cityscapes_19"].startswith(
-        "19 classes; raw ids 0-6 -> ignored, 7-8 -> 0-1, 9-10 -> ignored, 11-13 -> 2-4,"
-    )
-
-
 # ------------------------------------------------------------------------------------- layouts
 
 
 @pytest.mark.parametrize("layout", ["ADEChallengeData2016", "ade/ADEChallengeData2016"])
 def test_ade20k_is_found_and_zero_is_ignored(root, layout):
     common.write_ade20k(root, layout)
-    records = DatasetCatalog.get("ade20k_150_train")
+    samples = DatasetCatalog.get("ade20k_150_train")
     top = root / layout
-    assert records[0] == {
+    assert samples[0] == {
         "file_name": str(top / "images/training/ADE_train_00000001.jpg"),
         "sem_seg_file_name": str(top / "annotations/training/ADE_train_00000001.png"),
         "image_id": "ADE_train_00000001",
     }
-    assert [r["image_id"] for r in records] == common.names_of("ade20k", "train")
+    assert [r["image_id"] for r in samples] == common.names_of("ade20k", "train")
     assert labels_of("ade20k_150_val") == [*range(150), 255]
 
 
-def test_cityscapes_label_ids_need_no_preparation(root):
-    common.write_cityscapes(root)
-    records = DatasetCatalog.get("cityscapes_19_val")
-    assert [r["image_id"] for r in records] == common.names_of("cityscapes", "val")
-    assert records[0]["sem_seg_file_name"] == str(
-        root / "cityscapes/gtFine/val/lindau/lindau_000001_000019_gtFine_labelIds.png"
-    )
+@pytest.mark.parametrize(
+    ("kinds", "train_id_of_7", "suffix"),
+    [
+        (("labelIds",), 0, "labelIds.png"),
+        (("labelTrainIds",), 7, "TrainIds.png"),
+        (("labelIds", "labelTrainIds"), 0, "labelIds.png"),
+    ],
+)
+def test_cityscapes_label_ids_win_over_train_ids(root, kinds, train_id_of_7, suffix):
+    common.write_cityscapes(root, kinds=kinds)
+    # Asked before the samples: with the map of the other kind all would be shifted unnoticed.
+    assert label_map_of(MetadataCatalog.get("cityscapes_19_val"))[7] == train_id_of_7
+    samples = DatasetCatalog.get("cityscapes_19_val")
+    assert [sample["image_id"] for sample in samples] == common.names_of("cityscapes", "val")
+    folder = root / "cityscapes/gtFine/val/lindau"
+    assert samples[0]["sem_seg_file_name"].startswith(str(folder / "lindau_000001_000019_gtFine_"))
+    assert samples[0]["sem_seg_file_name"].endswith(suffix)
     assert labels_of("cityscapes_19_train") == [*range(19), 255]
 
 
-def test_cityscapes_train_ids_are_read_where_there_are_no_label_ids(root):
-    common.write_cityscapes(root, kinds=("labelTrainIds",))
-    metadata = MetadataCatalog.get("cityscapes_19_val")
-    # Asked before the records: with the map of the other kind all would be shifted unnoticed.
-    assert label_map_of(metadata)[7] == 7
-    assert DatasetCatalog.get("cityscapes_19_val")[0]["sem_seg_file_name"].endswith("TrainIds.png")
-    assert labels_of("cityscapes_19_val") == [*range(19), 255]
-    assert describe_label_map(metadata) == "19 classes; raw ids 0-18 -> 0-18, 255 -> ignored"
-
-
-def test_cityscapes_label_ids_win_over_train_ids(root):
-    common.write_cityscapes(root, kinds=("labelIds", "labelTrainIds"))
-    assert label_map_of(MetadataCatalog.get("cityscapes_19_val"))[7] == 0
-    assert DatasetCatalog.get("cityscapes_19_val")[0]["sem_seg_file_name"].endswith("labelIds.png")
-
-
-def test_label_map_follows_the_files_when_the_root_changes(root, tmp_path, monkeypatch):
+def test_label_map_and_folders_follow_the_root(root, tmp_path, monkeypatch):
     common.write_cityscapes(root, kinds=("labelTrainIds",))
     common.write_cityscapes(tmp_path / "other")
     metadata = MetadataCatalog.get("cityscapes_19_train")
-    DatasetCatalog.get("cityscapes_19_train")
-    assert metadata.label_map[7] == 7
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "other"))
-    assert label_map_of(metadata)[7] == 0
-    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
-    DatasetCatalog.get("cityscapes_19_train")
-    assert metadata.label_map[7] == 7
+    for top, train_id in ((root, 7), (tmp_path / "other", 0), (root, 7)):
+        monkeypatch.setenv("DETECTRON2_DATASETS", str(top))
+        DatasetCatalog.get("cityscapes_19_train")
+        assert metadata.label_map[7] == label_map_of(metadata)[7] == train_id
+        assert metadata.image_root == str(top / "cityscapes/leftImg8bit/train")
+        assert metadata.sem_seg_root == str(top / "cityscapes/gtFine/train")
 
 
 def test_cityscapes_test_split_names_no_labels(root):
     common.write_cityscapes_test(root)
-    (record,) = DatasetCatalog.get("cityscapes_19_test")
-    assert record["image_id"] == "berlin_000000_000019"
-    assert "sem_seg_file_name" not in record
+    (sample,) = DatasetCatalog.get("cityscapes_19_test")
+    assert sample["image_id"] == "berlin_000000_000019"
+    assert "sem_seg_file_name" not in sample
     shutil.rmtree(root / "cityscapes/gtFine")
-    assert DatasetCatalog.get("cityscapes_19_test") == [record]
+    assert DatasetCatalog.get("cityscapes_19_test") == [sample]
     cfg = config("cityscapes", "DATASETS.TEST", "('cityscapes_19_test',)")
     ((sample,),) = build_test_loader(cfg, "cityscapes_19_test")
     assert (sample["height"], sample["width"]) == common.SIZE
@@ -210,8 +194,8 @@ def test_cityscapes_test_split_names_no_labels(root):
 )
 def test_coco_stuff_is_found_as_downloaded(root, images, labels):
     common.write_coco_stuff(root, images, labels)
-    records = DatasetCatalog.get("coco_stuff_171_train")
-    assert records[1] == {
+    samples = DatasetCatalog.get("coco_stuff_171_train")
+    assert samples[1] == {
         "file_name": str(root / images / "train2017/000000000002.jpg"),
         "sem_seg_file_name": str(root / labels / "train2017/000000000002.png"),
         "image_id": "000000000002",
@@ -222,10 +206,10 @@ def test_coco_stuff_is_found_as_downloaded(root, images, labels):
 @pytest.mark.parametrize("suffixes", [("_labelTrainIds.png",), (".png", "_labelTrainIds.png")])
 def test_coco_stuff_reads_train_ids_and_does_not_take_them_for_pixel_maps(root, suffixes):
     common.write_coco_stuff(root, suffixes=suffixes)
-    records = DatasetCatalog.get("coco_stuff_171_val")
-    assert [r["image_id"] for r in records] == common.names_of("coco_stuff", "val")
+    samples = DatasetCatalog.get("coco_stuff_171_val")
+    assert [r["image_id"] for r in samples] == common.names_of("coco_stuff", "val")
     assert all(
-        r["sem_seg_file_name"].endswith(f"13{i}{suffixes[0]}") for i, r in enumerate(records, 1)
+        r["sem_seg_file_name"].endswith(f"13{i}{suffixes[0]}") for i, r in enumerate(samples, 1)
     )
     assert labels_of("coco_stuff_171_val") == [0, 10, 11, 170, 255]
 
@@ -234,10 +218,25 @@ def test_coco_stuff_reads_train_ids_and_does_not_take_them_for_pixel_maps(root, 
 def test_pascal_context_takes_the_listed_images_with_and_without_background(root, layout):
     common.write_pascal_context(root, layout)
     for number in (59, 60):
-        records = DatasetCatalog.get(f"pascal_context_{number}_train")
-        assert [r["image_id"] for r in records] == common.names_of("pascal_context", "train")
+        samples = DatasetCatalog.get(f"pascal_context_{number}_train")
+        assert [r["image_id"] for r in samples] == common.names_of("pascal_context", "train")
     assert labels_of("pascal_context_59_val") == [*range(59), 255]
     assert labels_of("pascal_context_60_val") == [*range(60)]
+
+
+def test_camvid_takes_the_images_in_the_order_of_the_list(root):
+    write_camvid(root)
+    (root / "camvid" / "test.txt").write_text("test_2\n\ntest_0\n")
+    assert DatasetCatalog.get("camvid_test") == [
+        {
+            "file_name": str(root / "camvid" / "images" / "test" / f"{name}.jpg"),
+            "sem_seg_file_name": str(root / "camvid" / "annotations" / "test" / f"{name}.png"),
+            "image_id": name,
+        }
+        for name in ("test_2", "test_0")
+    ]
+    assert len(DatasetCatalog.get("camvid_train")) == 5
+    assert labels_of("camvid_train") == [*range(11), 255]
 
 
 def test_first_complete_layout_is_taken(root):
@@ -256,15 +255,20 @@ def test_first_complete_layout_is_taken(root):
         ("cityscapes_19_train", ["cityscapes"]),
         ("coco_stuff_171_train", ["coco_stuff164k", "coco"]),
         ("pascal_context_59_val", ["VOCdevkit/VOC2010", "VOC2010"]),
+        ("camvid_train", ["camvid"]),
     ],
 )
-def test_absent_dataset_lists_the_places_that_were_searched(root, name, places):
+def test_absent_dataset_lists_the_places_that_were_searched(root, name, places, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         DatasetCatalog.get(name)
     message = str(caught.value)
     assert message.count("\n") == 0 and "datasets/README.md" in message
     assert ", no ".join(f"'{root / place}'" for place in places) in message
     assert f"DETECTRON2_DATASETS (it is '{root}')" in message
+    monkeypatch.delenv("DETECTRON2_DATASETS")
+    monkeypatch.chdir(root)
+    with pytest.raises(FileNotFoundError, match=rf"'datasets/{places[0]}'.*is not set"):
+        DatasetCatalog.get(name)
 
 
 def test_what_is_missing_of_a_layout_is_named(root):
@@ -274,6 +278,19 @@ def test_what_is_missing_of_a_layout_is_named(root):
         FileNotFoundError, match=r"no '.*VOC2010/ImageSets/.*/val\.txt', no '.*VOC2"
     ):
         DatasetCatalog.get("pascal_context_59_val")
+    write_camvid(root)
+    (root / "camvid" / "annotations" / "train").rename(root / "elsewhere")
+    with pytest.raises(FileNotFoundError, match=r"there is no '.*camvid/annotations/train'\."):
+        DatasetCatalog.get("camvid_train")
+
+
+@pytest.mark.parametrize("file", ["images/train/train_3.jpg", "annotations/train/train_3.png"])
+def test_missing_file_of_a_list_is_named(root, file):
+    write_camvid(root)
+    (root / "camvid" / file).unlink()
+    folder, name = os.path.split(file)
+    with pytest.raises(FileNotFoundError, match=rf"{folder}'.*1 are missing: {name}"):
+        DatasetCatalog.get("camvid_train")
 
 
 def test_image_without_label_and_label_without_image_are_named_together(root):
@@ -296,14 +313,11 @@ def test_name_of_another_library_is_not_taken_over():
     assert not hasattr(MetadataCatalog.get("coco_2017_val"), "label_map")
 
 
-def test_registering_again_does_no_harm_and_reads_nothing(root, monkeypatch):
+def test_registering_again_does_no_harm(root):
     common.write_ade20k(root)
-    registrations = (register_ade20k, register_cityscapes, register_coco_stuff)
-    with monkeypatch.context() as patch:
-        for question in ("open", "ls", "isdir", "isfile", "exists"):
-            patch.setattr(PathManager, question, None)
-        for register in (*registrations, register_pascal_context):
-            register()
+    for register in (register_ade20k, register_camvid, register_cityscapes, register_coco_stuff):
+        register()
+    register_pascal_context()
     assert set(REGISTERED) <= set(DatasetCatalog.list())
     assert len(DatasetCatalog.get("ade20k_150_val")) == 2
 
@@ -363,10 +377,31 @@ def test_config_loads_two_training_batches_and_the_test_set(root, benchmark, wri
 def test_real_label_file_says_what_its_image_shows(monkeypatch, name, image_id, shown):
     monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
     try:
-        records = {record["image_id"]: record for record in DatasetCatalog.get(name)}
+        samples = {sample["image_id"]: sample for sample in DatasetCatalog.get(name)}
     except FileNotFoundError as error:
         pytest.skip(str(error))
     metadata = MetadataCatalog.get(name)
-    label = read_label_map(records[image_id]["sem_seg_file_name"], label_map_of(metadata))
-    assert read_image(records[image_id]["file_name"]).shape[:2] == label.shape
+    label = read_label_map(samples[image_id]["sem_seg_file_name"], label_map_of(metadata))
+    assert read_image(samples[image_id]["file_name"]).shape[:2] == label.shape
     assert shown <= {metadata.stuff_classes[i] for i in np.unique(label) if i != 255}
+
+
+@pytest.mark.needs_data
+@pytest.mark.skipif(
+    not os.path.isdir(os.path.join(REAL_ROOT, "camvid")),
+    reason="DETECTRON2_DATASETS/camvid is absent (see datasets/README.md)",
+)
+def test_real_camvid_has_its_known_sizes_and_only_mapped_labels(monkeypatch):
+    monkeypatch.setenv("DETECTRON2_DATASETS", REAL_ROOT)
+    counts = {s: len(DatasetCatalog.get(f"camvid_{s}")) for s in ("train", "val", "test")}
+    assert counts == {"train": 367, "val": 101, "test": 233}
+    label_map = MetadataCatalog.get("camvid_test").label_map
+    pixels = np.zeros(256, int)
+    for sample in DatasetCatalog.get("camvid_test")[::20]:
+        label = read_label_map(sample["sem_seg_file_name"], label_map)
+        assert read_image(sample["file_name"]).shape == (360, 480, 3)
+        assert label.shape == (360, 480)
+        pixels += np.bincount(label.ravel(), minlength=256)
+    assert np.flatnonzero(pixels).tolist() == [*range(11), 255]
+    # Roads and buildings are what a driving car sees most of.
+    assert {1, 3} >= {*np.argsort(pixels)[-2:].tolist()}
