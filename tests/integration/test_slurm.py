@@ -15,9 +15,8 @@ import submitit
 import torch
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
-from offseg_d2.distributed.job_folder import make_job_folder
 from offseg_d2.distributed.slurm import Resources, follow, submit
-from offseg_d2.distributed.slurm_job import TrainingJob
+from offseg_d2.distributed.slurm_job import TrainingJob, make_job_folder
 from tests.common import ROOT
 from tests.engine.tiny import assert_same_weights, make_cfg
 from tests.integration import tiny_train
