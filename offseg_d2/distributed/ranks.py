@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import os
 import re
+import sys
 import threading
 import time
 import zlib
@@ -247,11 +248,13 @@ def _heartbeat(store: dist.Store, info: RankInfo, stopped: threading.Event) -> N
             unchanged = unchanged + 1 if beat == last else 0
             last = beat
             if unchanged * _PERIOD > _SILENCE:
-                store.set("silent", f"Process {neighbour} has not responded for {_SILENCE:.0f} s")
-            if store.check(["silent"]):
-                _end_process(
-                    f"{store.get('silent').decode()}: it was stopped, or its machine is gone."
+                store.set(
+                    "silent",
+                    f"Process {neighbour} has not responded for {_SILENCE:.0f} s: "
+                    "it was stopped or killed, or its machine is gone.",
                 )
+            if store.check(["silent"]):
+                _end_process(store.get("silent").decode())
     except RuntimeError as error:
         # The process that holds the store has ended. Those that follow it do so within this time.
         if not stopped.wait(_SILENCE):
@@ -261,6 +264,7 @@ def _heartbeat(store: dist.Store, info: RankInfo, stopped: threading.Event) -> N
 def _end_process(reason: str) -> None:
     """End at once: the main thread may be stuck in a collective operation."""
     logger.error("This process ends. %s", reason)
+    print(f"error: {reason}", file=sys.stderr, flush=True)  # only the main process logs to a screen
     time.sleep(3 * _PERIOD)  # until the others have read it from the store, if this one holds it
     logging.shutdown()
     os._exit(1)
