@@ -137,18 +137,10 @@ def _start_processes(
         port = store.port
     # Otherwise each process would use all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
+    world_size, first = num_machines * number, machine_rank * number
     infos = [
-        RankInfo(
-            launcher="this program",
-            rank=machine_rank * number + local_rank,
-            world_size=num_machines * number,
-            local_rank=local_rank,
-            local_size=number,
-            address=address,
-            port=port,
-            holds_store=False,
-        )
-        for local_rank in range(number)
+        RankInfo("this program", first + i, world_size, i, number, address, port, holds_store=False)
+        for i in range(number)
     ]
     context = mp.start_processes(_child, (infos, work), nprocs=number, join=False)
     with _forwarding_signals(context.pids()):

@@ -91,33 +91,21 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def _torchrun(environ: Mapping[str, str]) -> RankInfo:
-    rank, world_size, local_rank, local_size = (int(environ[name]) for name in _TORCHRUN[:4])
     in_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return RankInfo(
-        launcher="torchrun",
-        rank=rank,
-        world_size=world_size,
-        local_rank=local_rank,
-        local_size=local_size,
-        address=environ["MASTER_ADDR"],
-        port=int(environ["MASTER_PORT"]),
-        holds_store=rank == 0 and not in_agent,
+        "torchrun",
+        *(int(environ[name]) for name in _TORCHRUN[:4]),
+        environ["MASTER_ADDR"],
+        int(environ["MASTER_PORT"]),
+        holds_store=environ["RANK"] == "0" and not in_agent,
         attempt=restarts(environ),
     )
 
 
 def _submitit_local(environ: Mapping[str, str]) -> RankInfo:
     rank, number = (int(environ[f"SUBMITIT_LOCAL_{name}"]) for name in ("GLOBALID", "NTASKS"))
-    return RankInfo(
-        launcher="submitit",
-        rank=rank,
-        world_size=number,
-        local_rank=rank,
-        local_size=number,
-        address="127.0.0.1",
-        port=_port(environ["SUBMITIT_LOCAL_JOB_ID"]),
-        holds_store=rank == 0,
-    )
+    port = _port(environ["SUBMITIT_LOCAL_JOB_ID"])
+    return RankInfo("submitit", rank, number, rank, number, "127.0.0.1", port, rank == 0)
 
 
 def _slurm(environ: Mapping[str, str]) -> RankInfo:

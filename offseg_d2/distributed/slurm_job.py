@@ -68,7 +68,8 @@ class TrainingJob:
         try:
             return runpy.run_path(self.script, run_name="job")["main"](list(self.arguments))
         except SystemExit as stop:
-            if isinstance(stop.code, int) and stop.code >= 128:  # it obeys a signal
+            # submitit leaves with -1 once it has queued the job again, a stopped run with 128 + n.
+            if isinstance(stop.code, int) and not 0 < stop.code < 128:
                 raise
             cause = stop.__cause__ or stop.__context__
             raise RuntimeError(f"{cause} (exit status {stop.code})") from cause
