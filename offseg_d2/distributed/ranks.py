@@ -91,13 +91,17 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def _torchrun(environ: Mapping[str, str]) -> RankInfo:
+    rank, world_size, local_rank, local_size = (int(environ[name]) for name in _TORCHRUN[:4])
     in_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return RankInfo(
         "torchrun",
-        *(int(environ[name]) for name in _TORCHRUN[:4]),
+        rank,
+        world_size,
+        local_rank,
+        local_size,
         environ["MASTER_ADDR"],
         int(environ["MASTER_PORT"]),
-        holds_store=environ["RANK"] == "0" and not in_agent,
+        holds_store=rank == 0 and not in_agent,
         attempt=restarts(environ),
     )
 
