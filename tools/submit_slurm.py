@@ -22,9 +22,8 @@ from pathlib import Path
 from submitit.core.utils import UncompletedJobError
 
 from offseg_d2.config import ConfigError, load_config
-from offseg_d2.distributed.job_folder import make_job_folder, source_revision
 from offseg_d2.distributed.slurm import Resources, follow, submission_script, submit
-from offseg_d2.distributed.slurm_job import TrainingJob
+from offseg_d2.distributed.slurm_job import TrainingJob, make_job_folder, source_revision
 from offseg_d2.utils.cli import report_user_errors
 
 SCRIPT = Path(__file__).resolve().with_name("train_net.py")

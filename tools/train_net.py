@@ -28,8 +28,7 @@ from detectron2.engine import default_argument_parser
 
 from offseg_d2.checkpoint import last_checkpoint
 from offseg_d2.config import ConfigError, load_config
-from offseg_d2.distributed.arguments import add_launch_arguments, launch_options
-from offseg_d2.distributed.launch import launch
+from offseg_d2.distributed.launch import add_launch_arguments, launch, launch_options
 from offseg_d2.engine import Trainer, evaluate, setup_run
 from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.utils.cli import report_user_errors

@@ -1,43 +1,51 @@
-"""One entry for every way of starting a run.
+"""One entry for every way to start a run.
 
 The same script runs as one process, as N processes of this machine that it starts itself
 (``--num-gpus N``, or ``--num-gpus 0 --num-processes N`` on the CPU), under ``torchrun``, and as
-tasks of SLURM or submitit. Differences from Detectron2's ``launch``: it knows only the first two,
-takes NCCL for CPU tensors wherever there is CUDA, and leaves the other processes waiting when one
-fails.
+tasks of SLURM or submitit. Detectron2's ``launch`` knows only the first two, and takes NCCL for
+CPU tensors wherever there is CUDA.
+
+When a process fails, what started it ends the others and reports the cause.
 """
 
+import argparse
 import contextlib
-import logging
 import os
 import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from types import FrameType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.utils import comm
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from offseg_d2.config import ConfigError
 
-from .failure_watch import FailureWatch
-from .rank_info import Place, find_place
+from .ranks import RankInfo, find_rank_info, run_as_rank
 
-logger = logging.getLogger(__name__)
-
-JOIN_TIMEOUT = timedelta(minutes=5)
-# As Detectron2's: processes may wait for the one with the largest share of an evaluation.
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
-_SHUTDOWN_SECONDS = 20.0
+# Seconds that the other processes have to end by themselves after a failure.
+_GRACE = 10.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
-_watch: FailureWatch | None = None
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what Detectron2's argument parser lacks."""
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with --num-gpus 0: processes on the CPU, which exchange gradients through gloo",
+    )
+
+
+def launch_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of :func:`launch` from a command line."""
+    names = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url")
+    return {name: getattr(args, name) for name in names}
 
 
 def launch(
@@ -71,14 +79,14 @@ def launch(
     """
     number = _processes_per_machine(num_gpus, num_processes)
     on_cuda = device.startswith("cuda") and num_gpus > 0 and torch.cuda.is_available()
-    place = find_place(os.environ)
-    if place is not None and place.world_size > 1:
+    info = find_rank_info(os.environ)
+    if info is not None and info.world_size > 1:
         if number > 1 or num_machines > 1:
             raise ConfigError(
                 f"`--num-gpus`, `--num-processes` and `--num-machines` must be left out under "
-                f"{place.launcher}, which has started {place.world_size} processes already."
+                f"{info.launcher}, which has started {info.world_size} processes already."
             )
-        return record(run_in_place)(place, on_cuda, function, args)
+        return record(run_as_rank)(info, on_cuda, function, args)
     if number * num_machines == 1:
         return function(*args)
     if on_cuda and number > torch.cuda.device_count():
@@ -102,108 +110,6 @@ def _processes_per_machine(num_gpus: int, num_processes: int) -> int:
             "each GPU has a process of its own."
         )
     return num_gpus or num_processes
-
-
-# ---------------------------------------------------------------------- one process of several
-
-
-def run_in_place(
-    place: Place, on_cuda: bool, function: Callable[..., Any], args: tuple[Any, ...]
-) -> Any:
-    """Join the other processes, call the function, and leave them in good order.
-
-    Args:
-        place: which process this is.
-        on_cuda: whether each process has a GPU.
-        function, args: what to call.
-
-    Returns:
-        what the function returns.
-
-    Raises:
-        TimeoutError: naming the processes that did not come.
-    """
-    store = _join(place, on_cuda)
-    watch = _start_watch(store, place)
-    try:
-        result = function(*args)
-        comm.synchronize()
-    except SystemExit as stop:
-        if is_failure(stop):
-            watch.report(_message_of_exit(stop))
-        watch.stop()
-        raise
-    except Exception:
-        watch.report(traceback.format_exc())
-        raise
-    watch.stop()
-    comm.synchronize()  # nobody watches any more: now the store may go
-    dist.destroy_process_group()
-    return result
-
-
-def is_failure(stop: SystemExit) -> bool:
-    """Whether a process that leaves like this has failed, rather than obeyed a signal."""
-    return isinstance(stop.code, str) or 0 < (stop.code or 0) < 128
-
-
-def _message_of_exit(stop: SystemExit) -> str:
-    cause = stop.__cause__ or stop.__context__
-    text = "".join(traceback.format_exception(cause)).rstrip() if cause else stop
-    return f"{text} (exit status {stop.code})"
-
-
-def end_watch() -> None:
-    """Stop watching the other processes, because the run ends here by agreement of all."""
-    if _watch is not None:
-        _watch.stop()
-
-
-def _start_watch(store: dist.Store, place: Place) -> FailureWatch:
-    global _watch
-    _watch = FailureWatch(store, place.rank, place.world_size)
-    _watch.start()
-    return _watch
-
-
-def _join(place: Place, on_cuda: bool) -> dist.Store:
-    """Make the process groups; returns a store for the failure watch."""
-    if on_cuda:
-        # SLURM may show each task its own GPU only.
-        torch.cuda.set_device(place.local_rank % torch.cuda.device_count())
-    base = dist.TCPStore(
-        place.address,
-        place.port,
-        is_master=place.holds_store,
-        timeout=JOIN_TIMEOUT,
-        wait_for_workers=False,
-        multi_tenant=place.launcher == "torchrun",
-    )
-    watched = dist.PrefixStore(f"offseg_d2/{place.attempt}/watch", base.clone())
-    _wait_for_all(watched, place)
-    dist.init_process_group(
-        "nccl" if on_cuda else "gloo",
-        store=dist.PrefixStore(f"offseg_d2/{place.attempt}/group", base),
-        rank=place.rank,
-        world_size=place.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
-    )
-    comm.create_local_process_group(place.local_size)
-    comm.synchronize()
-    return watched
-
-
-def _wait_for_all(store: dist.Store, place: Place) -> None:
-    store.set(f"came/{place.rank}", "yes")
-    keys = [f"came/{rank}" for rank in range(place.world_size)]
-    try:
-        store.wait(keys, JOIN_TIMEOUT)
-    except dist.DistStoreError:
-        absent = [str(rank) for rank, key in enumerate(keys) if not store.check([key])]
-        raise TimeoutError(
-            f"Process {', '.join(absent)} of {place.world_size} did not come to {place.address}:"
-            f"{place.port} within {JOIN_TIMEOUT.seconds} s."
-        ) from None
 
 
 # ---------------------------------------------------------------------- starting processes
@@ -231,11 +137,15 @@ def _start_processes(
         port = store.port
     # Otherwise each process would use all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))
-    arguments = (number, num_machines, machine_rank, address, port, work)
-    context = mp.start_processes(_child, arguments, nprocs=number, join=False)
-    with _forwarding_signals([process.pid for process in context.processes]):
+    world_size, first = num_machines * number, machine_rank * number
+    infos = [
+        RankInfo("this program", first + i, world_size, i, number, address, port, holds_store=False)
+        for i in range(number)
+    ]
+    context = mp.start_processes(_child, (infos, work), nprocs=number, join=False)
+    with _forwarding_signals(context.pids()):
         try:
-            while not context.join(timeout=1.0, grace_period=_SHUTDOWN_SECONDS):
+            while not context.join(timeout=1.0, grace_period=_GRACE):
                 pass
         except mp.ProcessRaisedException as error:
             print(error, file=sys.stderr)
@@ -247,28 +157,10 @@ def _start_processes(
             sys.exit(status if status >= 0 else 128 - status)
 
 
-def _child(
-    local_rank: int,
-    number: int,
-    num_machines: int,
-    machine_rank: int,
-    address: str,
-    port: int,
-    work: tuple[Any, ...],
-) -> None:
+def _child(local_rank: int, infos: list[RankInfo], work: tuple[Any, ...]) -> None:
     # A group of its own: a Ctrl-C of the terminal then comes once, through the parent.
     os.setpgid(0, 0)
-    place = Place(
-        launcher="this program",
-        rank=machine_rank * number + local_rank,
-        world_size=num_machines * number,
-        local_rank=local_rank,
-        local_size=number,
-        address=address,
-        port=port,
-        holds_store=False,
-    )
-    run_in_place(place, *work)
+    run_as_rank(infos[local_rank], *work)
 
 
 @contextlib.contextmanager

@@ -4,19 +4,17 @@ import dataclasses
 import os
 import re
 import shlex
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
-from submitit.core.utils import FailedJobError, environment_variables
+from submitit.core.utils import environment_variables
 
 from offseg_d2.config import ConfigError
 
-from .job_folder import SOURCE_ROOT
-from .slurm_job import TrainingJob
+from .slurm_job import SOURCE_ROOT, TrainingJob
 
 # submitit counts time-outs and gives up at this number; preemptions are not counted.
 _MAX_TIMEOUTS = 10_000
@@ -84,9 +82,13 @@ class Resources:
             "cpus_per_task": self.cpus_per_task,
             "time": minutes(self.time),
             "signal_delay_s": self.signal_seconds,
-            "setup": _setup_lines(),
-            # Since SLURM 22.05 the tasks do not inherit this from the job.
-            "srun_args": [f"--cpus-per-task={self.cpus_per_task}"],
+            "setup": [
+                # the program that submitted, whatever is installed
+                f"export PYTHONPATH={shlex.quote(str(SOURCE_ROOT))}${{PYTHONPATH:+:$PYTHONPATH}}",
+                "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
+            ],
+            # Since SLURM 22.05 the tasks do not inherit the number of processors from the job.
+            "srun_args": [f"--cpus-per-task={self.cpus_per_task}", "--kill-on-bad-exit=1"],
             "additional_parameters": {"requeue": True},
             **optional,
         }
@@ -112,15 +114,6 @@ def minutes(text: str) -> int:
     if seconds < 60:
         raise ConfigError(f"`--time` must be at least a minute, but is {text!r}.")
     return -(-seconds // 60)
-
-
-def _setup_lines() -> list[str]:
-    path = shlex.quote(str(SOURCE_ROOT))
-    return [
-        # the program that submitted, whatever is installed
-        f"export PYTHONPATH={path}${{PYTHONPATH:+:$PYTHONPATH}}",
-        "export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}",
-    ]
 
 
 class _Executor(submitit.SlurmExecutor):
@@ -197,7 +190,7 @@ def follow(job: submitit.Job, write: Callable[[str], Any], *, seconds: float = 2
     log, position = job.task(0).paths.stdout, 0
     over = False
     while not over:
-        over = is_over(job)
+        over = job.done()
         if log.exists():
             with open(log, "rb") as file:
                 file.seek(position)
@@ -207,19 +200,14 @@ def follow(job: submitit.Job, write: Callable[[str], Any], *, seconds: float = 2
                 write(text.decode(errors="replace"))
         if not over:
             time.sleep(seconds)
-    errors = [job.task(rank).exception() for rank in range(job.num_tasks)]
-    found = [error for error in errors if error is not None]
-    if found:
-        raise next((error for error in found if isinstance(error, FailedJobError)), found[0])
+    tasks = [job.task(rank) for rank in range(job.num_tasks)]
+    # The first to fail is the cause: the others fail because they wait for it, or are killed.
+    tasks.sort(key=lambda task: _end_time(task.paths.result_pickle))
+    for task in tasks:
+        if (error := task.exception()) is not None:
+            raise error
     return job.task(0).result()
 
 
-def is_over(job: submitit.Job) -> bool:
-    """Whether a job has ended, also on a cluster without accounting."""
-    if job.done():
-        return True
-    if isinstance(job, submitit.SlurmJob) and job.state == "UNKNOWN":
-        command = ["squeue", "--noheader", "--jobs", job.job_id]
-        listed = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-        return not listed.stdout.strip() and "Invalid job id" in listed.stderr
-    return False
+def _end_time(result: Path) -> float:
+    return result.stat().st_mtime if result.exists() else float("inf")

@@ -25,6 +25,7 @@ from offseg_d2.config import ConfigError
 from offseg_d2.data import (
     IGNORE_LABEL,
     build_test_loader,
+    label_lut_of,
     read_label_map,
     require_registered,
 )

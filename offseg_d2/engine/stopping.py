@@ -10,8 +10,6 @@ import torch
 from detectron2.engine import HookBase
 from detectron2.utils import comm
 
-from offseg_d2.distributed.launch import end_watch
-
 from .hooks import SaveCheckpoint, periodic_name
 
 logger = logging.getLogger(__name__)
@@ -104,7 +102,6 @@ class StopOnSignalHook(HookBase):
         # Launchers end all processes as soon as one has left: none may leave before the main one
         # has written the checkpoint.
         comm.synchronize()
-        end_watch()
         name = signal.Signals(number).name
         logger.warning("Stopped by %s after iteration %d; go on with --resume.", name, iteration)
         self._hand_on(number)

@@ -18,7 +18,7 @@ from torch import nn
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
 from offseg_d2.data import build_test_loader, build_train_loader, require_registered
-from offseg_d2.distributed.rank_info import restarts
+from offseg_d2.distributed.ranks import restarts
 from offseg_d2.modeling import Segmentor, build_model
 
 from .defaults import (

@@ -1,10 +1,11 @@
-"""Starting a run: which process is which, and what happens when one of them fails."""
+"""Starting a run: the rank of each process, and what happens when one is stopped."""
 
 import logging
 import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from offseg_d2.config import ConfigError
+from offseg_d2.distributed import ranks
 from offseg_d2.distributed.launch import launch
-from offseg_d2.distributed.rank_info import find_place, first_host, restarts
-from tests.distributed.ranks import run_ranks
+from offseg_d2.distributed.ranks import RankInfo, find_rank_info, first_host, restarts
+from tests.distributed.run_ranks import run_ranks
 
 TORCHRUN = {
     "RANK": "3",
@@ -41,50 +43,35 @@ SLURM = {
 }
 
 
-# ---------------------------------------------------------------------- places
+# ---------------------------------------------------------------------- rank info
 
 
-def test_place_of_a_torchrun_process_is_read_from_its_environment():
-    place = find_place(TORCHRUN)
-    assert (place.rank, place.world_size, place.local_rank, place.local_size) == (3, 4, 1, 2)
-    assert (place.address, place.port, place.attempt) == ("host", 29500, 1)
-    assert not place.holds_store  # the agent does
+def test_rank_info_of_a_torchrun_process_is_read_from_its_environment():
+    info = RankInfo("torchrun", 3, 4, 1, 2, "host", 29500, holds_store=False, attempt=1)
+    assert find_rank_info(TORCHRUN) == info
+    assert find_rank_info({**SLURM, **TORCHRUN}) == info
 
 
-def test_place_of_a_slurm_task_is_read_from_its_environment():
-    place = find_place(SLURM)
-    assert (place.rank, place.world_size, place.local_rank, place.local_size) == (2, 4, 0, 2)
-    assert place.address == "node08"
-    assert not place.holds_store
-    assert find_place({**SLURM, "SLURM_PROCID": "0", "SLURM_NODEID": "0"}).holds_store
-
-
-def test_requeued_job_meets_at_another_port_than_what_may_be_left_of_the_old_one():
+def test_tasks_of_a_slurm_step_meet_at_a_port_that_no_other_job_or_attempt_uses():
+    info = find_rank_info(SLURM)
+    assert info == RankInfo("SLURM", 2, 4, 0, 2, "node08", info.port, holds_store=False)
+    first = {**SLURM, "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
+    assert find_rank_info(first).holds_store
+    assert find_rank_info(first).port == info.port
+    assert find_rank_info({**SLURM, "SLURM_JOB_ID": "4712"}).port != info.port
     again = {**SLURM, "SLURM_RESTART_COUNT": "1"}
-    assert find_place(again).port != find_place(SLURM).port
-    assert restarts(again) == 1
-    assert restarts(SLURM) == 0
-
-
-def test_all_tasks_of_a_slurm_step_meet_at_one_port():
-    other = {**SLURM, "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "SLURM_NODEID": "0"}
-    assert find_place(other).port == find_place(SLURM).port
-    assert find_place({**SLURM, "SLURM_JOB_ID": "4712"}).port != find_place(SLURM).port
+    assert find_rank_info(again).port != info.port
+    assert (restarts(SLURM), restarts(again)) == (0, 1)
 
 
 def test_script_of_a_batch_job_outside_srun_is_one_process():
-    inside_batch = {key: value for key, value in SLURM.items() if "STEP" not in key}
-    assert find_place(inside_batch) is None
-
-
-def test_torchrun_inside_a_slurm_step_goes_by_torchrun():
-    assert find_place({**SLURM, **TORCHRUN}).launcher == "torchrun"
+    assert find_rank_info({key: SLURM[key] for key in SLURM if "STEP" not in key}) is None
 
 
 @pytest.mark.parametrize("wrong", [{"SLURM_NODEID": "0"}, {"SLURM_STEP_NUM_TASKS": "3"}])
 def test_slurm_tasks_that_are_not_in_blocks_of_equal_size_are_refused(wrong):
     with pytest.raises(ConfigError, match="--distribution=block"):
-        find_place({**SLURM, **wrong})
+        find_rank_info({**SLURM, **wrong})
 
 
 @pytest.mark.parametrize(
@@ -130,7 +117,7 @@ def test_asking_for_processes_under_a_launcher_that_has_started_them_is_refused(
         launch(print, num_gpus=0, num_processes=2)
 
 
-# ---------------------------------------------------------------------- failures
+# ---------------------------------------------------------------------- running
 
 
 def work(mode: str) -> None:
@@ -138,24 +125,18 @@ def work(mode: str) -> None:
     total = torch.tensor(comm.get_rank() + 1)
     dist.all_reduce(total)
     print(f"rank {comm.get_rank()}, local {comm.get_local_rank()}, sum {int(total)}")
-    if comm.get_rank() == 1:
-        fail(mode)
-    if mode == "raise":  # a healthy process that is not waiting for the others
-        time.sleep(60)
-    if mode != "nothing":
-        dist.all_reduce(total)
+    if mode == "stop" and comm.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if mode == "wait":
+        time.sleep(3)
+    dist.all_reduce(total)
 
 
-def fail(mode: str) -> None:
-    if mode in ("raise", "raise_while_waited_for"):
-        raise RuntimeError("rank 1 has a bug")
-    if mode == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if mode == "user_error":
-        try:
-            raise ValueError("a key has a wrong value")
-        except ValueError:
-            sys.exit(2)
+def wait_for_logs(directory: Path, of_ranks: tuple[int, ...], text: str) -> None:
+    end = time.monotonic() + 50
+    while not all(text in (directory / f"rank_{rank}.log").read_text() for rank in of_ranks):
+        assert time.monotonic() < end, f"no {text!r} in the logs"
+        time.sleep(0.1)
 
 
 def test_processes_exchange_tensors_and_end_in_good_order(tmp_path):
@@ -163,33 +144,34 @@ def test_processes_exchange_tensors_and_end_in_good_order(tmp_path):
     assert [end.status for end in ended] == [0, 0], ended
     for rank, end in enumerate(ended):
         assert f"rank {rank}, local {rank}, sum 3" in end.log
-        assert "failed" not in end.log
+        assert "ends" not in end.log
 
 
-@pytest.mark.parametrize(
-    ("mode", "statuses", "message"),
-    [
-        ("raise", [1, 1], "RuntimeError: rank 1 has a bug"),
-        ("raise_while_waited_for", [1, 1], "RuntimeError: rank 1 has a bug"),
-        ("user_error", [1, 2], "a key has a wrong value"),
-    ],
-)
-def test_failure_of_one_process_ends_all_with_its_message_in_every_log(
-    tmp_path, mode, statuses, message
-):
-    ended = run_ranks(tmp_path, work, mode)
-    assert [end.status for end in ended] == statuses, ended
-    assert max(end.seconds for end in ended) < 30
-    assert "This process ends because another one failed." in ended[0].log
-    assert "Process 1 failed:" in ended[0].log
-    assert message in ended[0].log
-    assert 'test_launch.py", line' in ended[0].log  # the stack of calls
-    if mode != "user_error":  # it is reported by the command line
-        assert message in ended[1].log
+@pytest.fixture
+def short_silence(monkeypatch) -> None:
+    monkeypatch.setattr(ranks, "_SILENCE", 2.0)
+    monkeypatch.setattr(ranks, "_PERIOD", 0.2)
 
 
-def test_process_killed_from_outside_is_named_by_the_others(tmp_path):
-    ended = run_ranks(tmp_path, work, "kill")
-    assert [end.status for end in ended] == [1, -signal.SIGKILL], ended
-    assert ended[0].seconds < 60
-    assert "process 1: killed" in ended[0].log
+def test_stopped_process_ends_the_others_and_is_named_in_their_logs(tmp_path, short_silence):
+    def during(pids: list[int]) -> None:
+        wait_for_logs(tmp_path, (0, 2), "Process 1 has not responded for 2 s")
+        os.kill(pids[1], signal.SIGKILL)
+
+    ended = run_ranks(tmp_path, work, "stop", number=3, during=during)
+    assert [end.status for end in ended] == [1, -signal.SIGKILL, 1], ended
+
+
+def test_processes_suspended_together_go_on(tmp_path, short_silence):
+    def signal_all(pids: list[int], number: int) -> None:
+        for pid in pids:
+            os.kill(pid, number)
+
+    def during(pids: list[int]) -> None:
+        wait_for_logs(tmp_path, (0, 1), "sum 3")
+        signal_all(pids, signal.SIGSTOP)
+        time.sleep(4)
+        signal_all(pids, signal.SIGCONT)
+
+    ended = run_ranks(tmp_path, work, "wait", during=during)
+    assert [end.status for end in ended] == [0, 0], ended

@@ -14,10 +14,9 @@ import yaml
 from submitit.core.utils import FailedJobError
 
 from offseg_d2.config import ConfigError
-from offseg_d2.distributed import job_folder
-from offseg_d2.distributed.job_folder import describe_environment, make_job_folder, source_revision
+from offseg_d2.distributed import slurm_job
 from offseg_d2.distributed.slurm import Resources, follow, minutes, submission_script, submit
-from offseg_d2.distributed.slurm_job import TrainingJob
+from offseg_d2.distributed.slurm_job import TrainingJob, make_job_folder, source_revision
 from tests.engine.tiny import make_cfg
 
 SCRIPT = """
@@ -123,9 +122,8 @@ def test_job_folder_keeps_configuration_command_revision_and_environment(tmp_pat
 
 
 def test_program_outside_of_git_has_no_revision(tmp_path, monkeypatch):
-    monkeypatch.setattr(job_folder, "SOURCE_ROOT", tmp_path)
+    monkeypatch.setattr(slurm_job, "SOURCE_ROOT", tmp_path)
     assert source_revision() == "not a git repository"
-    assert describe_environment()
 
 
 # ---------------------------------------------------------------------- submitit's local cluster

@@ -10,7 +10,7 @@ from detectron2.utils import comm
 
 from offseg_d2.engine import Trainer
 from tests.common import SMALL_OFFSEG, offseg_config
-from tests.distributed.ranks import run_ranks
+from tests.distributed.run_ranks import run_ranks
 
 SIDE, IMAGES, ITERATIONS = 64, 4, 3
 

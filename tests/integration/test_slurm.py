@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,13 +16,11 @@ import submitit
 import torch
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
-from offseg_d2.distributed.job_folder import make_job_folder
 from offseg_d2.distributed.slurm import Resources, follow, submit
-from offseg_d2.distributed.slurm_job import TrainingJob
+from offseg_d2.distributed.slurm_job import TrainingJob, make_job_folder
 from tests.common import ROOT
 from tests.engine.tiny import assert_same_weights, make_cfg
 from tests.integration import tiny_train
-from tests.integration.cluster import running_cluster
 
 pytestmark = pytest.mark.slurm
 
@@ -30,15 +29,40 @@ LAST = 19  # index of the last iteration
 TWO_NODES = Resources(nodes=2, gpus_per_node=0, cpus_per_task=1, time="60")
 
 
+SCRIPT = Path(__file__).with_name("slurm_local.sh")
+PACKAGES = "munge slurm-client slurmctld slurmd slurmdbd mariadb-server-core"
+# Where this variable is set, absent programs are a failure instead of a reason to skip.
+REQUIRED = "OFFSEG_REQUIRE_SLURM"
+
+
+def slurm_local(command: str, directory: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "SLURM_LOCAL_DIR": directory}
+    return subprocess.run(
+        [str(SCRIPT), command], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for variables in running_cluster():
-            for name, value in variables.items():
-                patch.setenv(name, value)
-            patch.setenv("OMP_NUM_THREADS", "1")
-            patch.setattr(submitit.SlurmJob, "_results_timeout_s", 3)
-            yield
+    """A cluster of two nodes on this machine, stopped in the end."""
+    # /tmp: the path of a socket may not be long
+    with tempfile.TemporaryDirectory(
+        prefix="slurm-", dir="/tmp", ignore_cleanup_errors=True
+    ) as root:
+        if slurm_local("missing", root).returncode:
+            absent = pytest.fail if os.environ.get(REQUIRED) else pytest.skip
+            absent(f"SLURM is missing: apt-get install -y --no-install-recommends {PACKAGES}")
+        with pytest.MonkeyPatch.context() as patch:
+            try:
+                started = slurm_local("start", root)
+                assert started.returncode == 0, f"SLURM did not start:\n{started.stderr[-4000:]}"
+                for line in started.stdout.splitlines():
+                    patch.setenv(*line.removeprefix("export ").split("=", 1))
+                patch.setenv("OMP_NUM_THREADS", "1")
+                patch.setattr(submitit.SlurmJob, "_results_timeout_s", 3)
+                yield
+            finally:
+                slurm_local("stop", root)
 
 
 Submit = Callable[..., submitit.Job]
@@ -171,14 +195,11 @@ def test_evaluation_on_two_nodes_repeats_the_result_of_the_training(runs, tmp_pa
     assert f"'mIoU': {expected['mIoU']!r}" in finished.stdout.splitlines()[-1]
 
 
-def test_failing_task_reports_in_every_log_and_to_the_one_who_waits(runs):
+def test_failing_task_reports_in_its_log_and_to_the_one_who_waits(runs):
     directory, job = runs["failing"]
     with pytest.raises(FailedJobError, match="RuntimeError: process 1 was asked to fail"):
         result_of(job)
-    for suffix in ("", ".rank1"):
-        log = (directory / f"log.txt{suffix}").read_text()
-        assert "RuntimeError: process 1 was asked to fail" in log
-    assert "This process ends because another one failed." in (directory / "log.txt").read_text()
+    assert "RuntimeError: process 1 was asked to fail" in (directory / "log.txt.rank1").read_text()
 
 
 def test_cancelled_job_saves_and_ends(runs):

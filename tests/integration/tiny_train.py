@@ -5,9 +5,11 @@
 
 import importlib
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from detectron2.utils import comm
@@ -16,11 +18,14 @@ from offseg_d2 import engine
 from tests.common import ROOT
 from tests.engine.tiny import TinyTrainer
 
-# Environment variables: seconds that an iteration takes; "rank:iteration" at which a process fails.
+# Environment variables: seconds that an iteration takes; "rank:iteration" at which a process fails;
+# how it fails, "raise" or the name of a signal.
 SECONDS = "TINY_SECONDS"
 FAIL_AT = "TINY_FAIL_AT"
-# File with the iterations and losses of a run.
+FAILURE = "TINY_FAILURE"
+# Files with the iterations and losses of a run, and made when it is about to fail.
 LOSSES = "losses.txt"
+FAILED = "failed"
 
 
 class SlowTrainer(TinyTrainer):
@@ -29,12 +34,18 @@ class SlowTrainer(TinyTrainer):
     def run_step(self) -> None:
         time.sleep(float(os.environ.get(SECONDS, 0)))
         if os.environ.get(FAIL_AT) == f"{comm.get_rank()}:{self.iter}":
-            raise RuntimeError(f"process {comm.get_rank()} was asked to fail")
+            self._fail(os.environ.get(FAILURE, "raise"))
         super().run_step()
         if comm.is_main_process():
             loss = self.storage.history("total_loss").latest()
             with open(os.path.join(self.cfg.OUTPUT_DIR, LOSSES), "a", encoding="utf-8") as file:
                 file.write(f"{self.iter} {loss!r}\n")
+
+    def _fail(self, how: str) -> None:
+        Path(self.cfg.OUTPUT_DIR, FAILED).touch()
+        if how != "raise":
+            os.kill(os.getpid(), signal.Signals[how])
+        raise RuntimeError(f"process {comm.get_rank()} was asked to fail")
 
 
 def take_over() -> None:

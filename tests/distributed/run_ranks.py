@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 
-from offseg_d2.distributed.launch import run_in_place
-from offseg_d2.distributed.rank_info import Place
+from offseg_d2.distributed.ranks import RankInfo, run_as_rank
 
 
 @dataclasses.dataclass
@@ -74,8 +73,8 @@ def _fork(
         os.dup2(sink, 2)
         sys.stdout = sys.stderr = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         torch.set_num_threads(1)
-        place = Place("test", rank, number, rank, number, "127.0.0.1", port, rank == 0)
-        run_in_place(place, False, function, args)
+        info = RankInfo("test", rank, number, rank, number, "127.0.0.1", port, rank == 0)
+        run_as_rank(info, False, function, args)
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
