@@ -51,9 +51,10 @@ def free_port(host: str, port: int) -> int:
         with socket.create_server((host, port), family=family) as probe:
             return int(probe.getsockname()[1])
     except OSError as error:
+        reason = str(error.strerror).partition(" (")[0]
         raise OSError(
             "`--host` must be an address of this machine and `--port` a free one, "
-            f"but {host} and {port} cannot be used: {error.strerror}."
+            f"but {host} and {port} cannot be used: {reason}."
         ) from None
 
 
