@@ -68,5 +68,5 @@ setup(
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "web": ["gradio>=6"],
     },
-    entry_points={"console_scripts": ["offseg-web=offseg_d2.web.arguments:main"]},
+    entry_points={"console_scripts": ["offseg-web=offseg_d2.web.app:main"]},
 )

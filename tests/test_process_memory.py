@@ -129,24 +129,18 @@ def stop(*args, **kwargs):
         ("train_net", "Trainer", "cpu"),
         ("train_net", "Trainer", "cuda"),
         ("demo", "plan", "cpu"),
-        ("offseg_d2.web.arguments", None, "cpu"),
     ],
 )
 def test_programs_keep_memory_before_they_load_a_model(monkeypatch, program, next_step, device):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     module, calls = importlib.import_module(program), []
     monkeypatch.setattr(module, "keep_freed_memory", lambda: calls.append(1))
-    if next_step is None:
-        monkeypatch.setattr(module, "parse", lambda argv: None)
-        monkeypatch.setattr("offseg_d2.web.server.serve", stop)
-        arguments = [[]]
-    else:
-        monkeypatch.setattr(module, next_step, stop)
-        args = argparse.Namespace(
-            eval_only=False, input=["x"], output="y", draw="overlay", opacity=1.0, legend=False,
-            classes=(),
-        )  # fmt: skip
-        arguments = [args]
+    monkeypatch.setattr(module, next_step, stop)
+    args = argparse.Namespace(
+        eval_only=False, input=["x"], output="y", draw="overlay", opacity=1.0, legend=False,
+        classes=(),
+    )  # fmt: skip
+    arguments = [args]
     if program == "train_net":
         cfg = SimpleNamespace(MODEL=SimpleNamespace(DEVICE=device))
         monkeypatch.setattr(module, "setup_run", lambda cfg, args: cfg)

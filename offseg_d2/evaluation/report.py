@@ -34,7 +34,7 @@ from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.utils.io import write_atomically
-from offseg_d2.visualization.overlay import class_colors
+from offseg_d2.visualization.classes import class_colors
 
 from .confusion import metrics_from_confusion
 from .observers import EvaluatedImage, EvaluationObserver

@@ -11,7 +11,7 @@ import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
 
-from offseg_d2.visualization.overlay import color_map, to_labels
+from offseg_d2.visualization.classes import color_map, to_labels
 
 from .pictures import read_photograph, with_legend
 

@@ -1,6 +1,6 @@
 """``python -m offseg_d2.web``."""
 
-from offseg_d2.web.arguments import main
+from offseg_d2.web.app import main
 
 if __name__ == "__main__":
     main()

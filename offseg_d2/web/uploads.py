@@ -1,18 +1,14 @@
-"""Reading what a visitor uploads: within limits, and with messages that name no path."""
+"""Reading of uploaded images: within limits, and with messages that name no path."""
 
-import io
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from detectron2.utils.file_io import PathManager
 from PIL import Image, UnidentifiedImageError
 
-from offseg_d2.data import DataFileError, read_image
+from offseg_d2.data import read_image
 
 # Pillow's names of what is accepted; it knows formats whose readers start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -25,7 +21,7 @@ class UploadError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What is accepted.
+    """Limits of uploaded files.
 
     Attributes:
         max_bytes: size of a file.
@@ -35,10 +31,15 @@ class Limits:
     max_bytes: int = 20 * _MEGA
     max_pixels: int = 16 * _MEGA
 
+    @property
+    def max_total(self) -> int:
+        """Bytes of all files that the page keeps at a time."""
+        return 50 * self.max_bytes
+
     def describe(self) -> str:
-        """For people, such as "up to 20 MB and 16 megapixels"."""
+        """Describe what is accepted in one line."""
         megabytes, megapixels = self.max_bytes / _MEGA, self.max_pixels / _MEGA
-        return f"up to {megabytes:g} MB and {megapixels:g} megapixels"
+        return f"{', '.join(FORMATS)}; up to {megabytes:g} MB and {megapixels:g} megapixels"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Upload:
     Attributes:
         image: (H, W, 3) uint8 RGB, turned upright as its EXIF data says.
         stem: name of the file without folder and suffix.
-        notes: what was left out of the file, one sentence each.
+        notes: one sentence on each thing in the file that is not used.
     """
 
     image: np.ndarray
@@ -56,77 +57,61 @@ class Upload:
     notes: tuple[str, ...] = ()
 
 
-def read_upload(path: str, limits: Limits, stem: str = "image") -> Upload:
-    """Read an image that somebody uploaded.
+def read_upload(path: str, limits: Limits) -> Upload:
+    """Read an uploaded image.
 
     Size and kind are read from the header, before anything is decoded. Pixels are those of
     :func:`offseg_d2.data.read_image`.
 
     Args:
         path: of the file.
-        limits: what is accepted.
-        stem: what the visitor called it.
+        limits: of size and pixels.
 
     Raises:
         UploadError: the file is too large, truncated or no image.
     """
     try:
-        if os.path.getsize(path) > limits.max_bytes:
+        if (size := os.path.getsize(path)) > limits.max_bytes:
             raise UploadError(
                 f"The file must have at most {limits.max_bytes / _MEGA:g} MB, "
-                f"but has {os.path.getsize(path) / _MEGA:.1f} MB."
+                f"but has {size / _MEGA:.1f} MB."
             )
-        with PathManager.open(path, "rb") as file:
-            content = file.read()
-    except OSError:
-        raise UploadError("The file is no longer there; please upload it again.") from None
-    notes = _check_header(content, limits)
-    try:
-        image = read_image(path)
-    except (DataFileError, cv2.error):
-        raise UploadError(
-            "The file must be a complete image, but is damaged or truncated."
-        ) from None
-    return Upload(np.ascontiguousarray(image[..., ::-1]), stem, notes)
-
-
-def _check_header(content: bytes, limits: Limits) -> tuple[str, ...]:
-    """Refuse what is no image or has too many pixels; tell what decoding will leave out."""
-    with _opened(content) as image:
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            raise UploadError(
-                f"The image must have at most {limits.max_pixels / _MEGA:g} megapixels, but has "
-                f"{width * height / _MEGA:.1f} ({width} × {height}). Please make it smaller."
-            )
-        notes = []
-        if getattr(image, "n_frames", 1) > 1:
-            notes.append(f"Of {image.n_frames} pictures in the file the first one is used.")
-        if image.mode.startswith("I"):
-            notes.append("Its 16-bit values were reduced to 8 bits.")
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            notes.append("Its transparency is not used.")
-    return tuple(notes)
-
-
-@contextmanager
-def _opened(content: bytes) -> Iterator[Image.Image]:
-    too_large = "The image must be smaller: its header announces far too many pixels."
-    kinds = ", ".join(FORMATS[:-1]) + " or " + FORMATS[-1]
-    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # our own limit is the one that counts
-            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-                yield image
-    except Image.DecompressionBombError:
-        raise UploadError(too_large) from None
+            with Image.open(path, formats=FORMATS) as opened:
+                notes = _check_header(opened, limits)
+        image = read_image(path)
     except UploadError:
         raise
+    except FileNotFoundError:
+        message = "The file is no longer there; please upload it again."
+    except Image.DecompressionBombError:
+        message = "The image must be smaller: its header announces far too many pixels."
     except UnidentifiedImageError:
-        what = "is empty" if not content else "is of another kind or damaged"
-        raise UploadError(f"The file must be an image ({kinds}), but {what}.") from None
-    # Pillow's errors for a broken header or frame table.
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError):
+        what = "is of another kind or damaged" if size else "is empty"
+        message = f"The file must be an image ({', '.join(FORMATS)}), but {what}."
+    # Errors of both readers for a broken header, frame table or content.
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError, cv2.error):
+        message = "The file must be a complete image, but is damaged or truncated."
+    else:
+        stem = os.path.splitext(os.path.basename(path))[0]
+        return Upload(np.ascontiguousarray(image[..., ::-1]), stem, notes)
+    raise UploadError(message)
+
+
+def _check_header(image: Image.Image, limits: Limits) -> tuple[str, ...]:
+    """Refuse an image with too many pixels; note what decoding will leave out."""
+    width, height = image.size
+    if width * height > limits.max_pixels:
         raise UploadError(
-            "The file must be a complete image, but is damaged or truncated."
-        ) from None
+            f"The image must have at most {limits.max_pixels / _MEGA:g} megapixels, but has "
+            f"{width * height / _MEGA:.1f} ({width} × {height}). Please make it smaller."
+        )
+    notes = []
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        notes.append(f"Of {frames} pictures in the file the first one is used.")
+    if image.mode.startswith("I"):
+        notes.append("Its 16-bit values were reduced to 8 bits.")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        notes.append("Its transparency is not used.")
+    return tuple(notes)

@@ -1,5 +1,8 @@
 """Small models with random weights, and images drawn for the page."""
 
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -9,8 +12,9 @@ import torch
 from offseg_d2.config import load_config
 from offseg_d2.engine import Trainer
 from offseg_d2.inference.segmenter import Segmenter
+from offseg_d2.web.app import free_port, launch
+from offseg_d2.web.results import Models
 from offseg_d2.web.uploads import Limits
-from offseg_d2.web.workbench import LoadedModel, Workbench
 from tests.common import ROOT, SMALL_OFFSEG, seed_all, spread_weights
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -41,13 +45,23 @@ def _favour_no_class(model: torch.nn.Module) -> None:
                 parameter.zero_()
 
 
-def workbench(*checkpoints: str, limits: Limits | None = None) -> Workbench:
-    names = ("Model",) if len(checkpoints) == 1 else ("A", "B")
-    models = [
-        LoadedModel(name, Segmenter.from_checkpoint(path, device="cpu").predictor)
-        for name, path in zip(names, checkpoints, strict=True)
-    ]
-    return Workbench(models, limits or Limits())
+def load(*checkpoints: str, limits: Limits | None = None) -> Models:
+    segmenters = [Segmenter.from_checkpoint(path, device="cpu") for path in checkpoints]
+    return Models(segmenters, limits or Limits())
+
+
+@contextmanager
+def served(models: Models, folder: Path, examples: Sequence[str] = (), **options) -> Iterator[str]:
+    """Serve a page from this process; gives its address."""
+    port = free_port("127.0.0.1", 0)
+    # One folder for all servers: gradio has one for a process.
+    files = os.environ.get("GRADIO_TEMP_DIR", str(folder))
+    Path(files).mkdir(exist_ok=True)
+    page = launch(models, examples, "127.0.0.1", port, files, **options)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        page.close(verbose=False)
 
 
 def drawn(height: int = 96, width: int = 128) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Mistakes on the command line are told in one line, with status 2."""
+"""Mistakes on the command line are reported in one line, with status 2."""
 
 import socket
 import subprocess
@@ -6,33 +6,34 @@ import sys
 
 import pytest
 
-from offseg_d2.web.arguments import Checkpoint, free_port, main, parse
+from offseg_d2.web.app import free_port, main
+from offseg_d2.web.options import parse
 from tests.common import ROOT
 from tests.web.common import write_drawn
 
 
 def test_defaults_listen_on_this_machine_only():
-    arguments = parse(["--weights", "a.pth"])
-    assert arguments.host == "127.0.0.1" and arguments.port == 7860
-    assert arguments.checkpoints == (Checkpoint("a.pth"),)
-    assert arguments.limits.describe() == "up to 20 MB and 16 megapixels"
+    options = parse(["--weights", "a.pth"])
+    assert (options.host, options.port, options.allow_host) == ("127.0.0.1", 7860, [])
+    assert options.checkpoints == [("a.pth", "")]
+    assert "up to 20 MB and 16 megapixels" in options.limits.describe()
 
 
 def test_everything_can_be_set(tmp_path):
     images = [str(write_drawn(tmp_path / f"{i}.png")) for i in range(2)]
     words = "--weights a.pth --config-file a.yaml --compare b.pth --config-file2 b.yaml --example"
-    more = "--max-size 1 --max-pixels 0.5 --device cpu TEST.SEM_SEG.MODE slide"
-    arguments = parse([*words.split(), *images, *more.split()])
-    assert arguments.checkpoints == (Checkpoint("a.pth", "a.yaml"), Checkpoint("b.pth", "b.yaml"))
-    assert arguments.examples == tuple(images)
-    assert arguments.opts == ("TEST.SEM_SEG.MODE", "slide")
-    assert (arguments.limits.max_bytes, arguments.limits.max_pixels) == (1_000_000, 500_000)
+    more = "--max-size 1 --max-pixels 0.5 --device cpu --allow-host a.b TEST.SEM_SEG.MODE slide"
+    options = parse([*words.split(), *images, *more.split()])
+    assert options.checkpoints == [("a.pth", "a.yaml"), ("b.pth", "b.yaml")]
+    assert options.example == images and options.opts == ["TEST.SEM_SEG.MODE", "slide"]
+    assert options.allow_host == ["a.b"] and options.device == "cpu"
+    assert (options.limits.max_bytes, options.limits.max_pixels) == (1_000_000, 500_000)
 
 
 def test_examples_end_at_two_dashes(tmp_path):
     image = str(write_drawn(tmp_path / "0.png"))
-    arguments = parse(["--weights", "a.pth", "--example", image, "--", "SEED", "3"])
-    assert arguments.examples == (image,) and arguments.opts == ("SEED", "3")
+    options = parse(["--weights", "a.pth", "--example", image, "--", "SEED", "3"])
+    assert options.example == [image] and options.opts == ["SEED", "3"]
 
 
 @pytest.mark.parametrize(
@@ -42,14 +43,17 @@ def test_examples_end_at_two_dashes(tmp_path):
         (["--max-pixels", "nan"], "`--max-pixels` must be"),
         (["--port", "70000"], "`--port` must be in 0..65535, but is 70000"),
         (["--config-file2", "b.yaml"], "`--config-file2` must come with `--weights2`"),
-        (["--example", "absent.png"], "`--example` must name image files, but 'absent.png'"),
+        (["--example", "absent.png"], "`--example` must name images, but 'absent.png' is none"),
+        (["--example", "setup.py"], "'setup.py' is none: The file must be an image"),
         (["--host", "nowhere.invalid"], "`--host` must be an address of this machine"),
         ([], "absent.pth"),
         (["NO.SUCH.KEY", "1"], "NO.SUCH.KEY"),
         (["SEED"], "KEY VALUE pairs"),
     ],
 )
-def test_mistakes_are_told_in_one_line(options, message, offset_checkpoint, capsys, monkeypatch):
+def test_mistakes_are_reported_in_one_line(
+    options, message, offset_checkpoint, capsys, monkeypatch
+):
     pytest.importorskip("gradio")
     weights = "absent.pth" if not options else offset_checkpoint
     free = [] if "--port" in options else ["--port", "0"]
@@ -62,10 +66,10 @@ def test_mistakes_are_told_in_one_line(options, message, offset_checkpoint, caps
     assert "Traceback" not in error and len(error.splitlines()) == 1
 
 
-def test_port_in_use_is_told_of():
+def test_port_in_use_is_reported():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-        with pytest.raises(OSError, match=f"`--port` must be free on 127.0.0.1, but {port}"):
+        with pytest.raises(OSError, match=f"`--port` a free one, but 127.0.0.1 and {port} cannot"):
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", 0) > 0
 
@@ -73,8 +77,7 @@ def test_port_in_use_is_told_of():
 def test_without_gradio_the_extra_is_named():
     code = (
         "import sys; sys.modules['gradio'] = None\n"
-        "import offseg_d2.web.actions, offseg_d2.web.server  # they need none\n"
-        "from offseg_d2.web.arguments import main\n"
+        "from offseg_d2.web.app import main\n"
         "sys.argv = ['offseg-web', '--weights', 'a.pth']\n"
         "main()"
     )
