@@ -50,6 +50,6 @@ doctor: setup
 	@$(BIN)/python -m offseg_d2.doctor
 
 clean:
-	rm -rf "$(VENV)" "$(VENV).discarded" build dist *.egg-info .setup.log .setup.lock \
+	rm -rf "$(VENV)" "$(VENV).incomplete" build dist *.egg-info .setup.lock \
 		.pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
