@@ -1,52 +1,39 @@
 """Plots of the accuracy experiment: convergence of each arm, and gain against variation."""
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_results import Row, estimate, paired_differences
-from accuracy_suites import ARM_TITLES, ARMS, Suite
+from accuracy_page import FEWEST_SEEDS
+from accuracy_results import Row, by_seed, estimate, paired_differences
+from accuracy_suites import ARMS, SUITES, Suite
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.visualization.curves import Curve, draw_band, join_curves, to_png
 
-_PALETTE = (
-    "#555555",
-    "#D55E00",
-    "#0072B2",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#8B1A1A",
-    "#000080",
-    "#9E9E00",
-    "#8C6BB1",
-    "#00B3A4",
-)
-_COLORS = dict(zip(ARMS, _PALETTE, strict=True))
 
-
-def draw_plots(rows: Sequence[Row], name: str, suite: Suite, folder: Path) -> list[Path]:
-    """Draw what the rows allow.
+def draw_plots(rows: Sequence[Row], name: str, folder: Path) -> list[Path]:
+    """Draw arms with at least three seeds.
 
     Returns:
-        paths of the pictures.
+        paths of the pictures; none without such an arm.
     """
+    suite = SUITES[name]
+    counts = Counter((row["condition"], row["arm"]) for row in rows)
+    rows = [r for r in rows if counts[r["condition"], r["arm"]] >= FEWEST_SEEDS]
+    if not rows:
+        return []
     figures = {"convergence": draw_convergence(rows, suite)}
     if len(suite.conditions) > 1:
         figures["gain"] = draw_gain(rows, suite)
-    paths = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, figure in figures.items():
-        path, picture = folder / f"accuracy_{name}_{kind}.png", to_png(figure)
-        write_atomically(str(path), lambda file, picture=picture: file.write(picture))
-        paths.append(path)
+    paths = [folder / f"accuracy_{name}_{kind}.png" for kind in figures]
+    for path, figure in zip(paths, figures.values(), strict=True):
+        write_atomically(str(path), to_png(figure))
+        print(f"drew {path}")
     return paths
 
 
@@ -60,8 +47,7 @@ def draw_convergence(rows: Sequence[Row], suite: Suite) -> Figure:
     for column, condition in enumerate(conditions):
         scores, losses = panels[:, column]
         for arm in ARMS:
-            chosen = [r for r in rows if (r["condition"], r["arm"]) == (condition, arm)]
-            if chosen:
+            if chosen := list(by_seed(rows, condition, arm).values()):
                 _draw_arm(scores, losses, arm, chosen)
         strength = suite.conditions[condition][0]
         if condition:
@@ -72,21 +58,11 @@ def draw_convergence(rows: Sequence[Row], suite: Suite) -> Figure:
             losses.set_ylabel("training loss")
     for axes in panels.flat:
         _tidy(axes)
-    names = {arm: f"{ARM_TITLES[arm]} ({_seeds(rows, arm)})" for arm in ARMS}
-    _legend(figure, panels[0], names, columns=len(conditions))
+    _legend(figure, panels[0], columns=len(conditions))
     return figure
 
 
-def _seeds(rows: Sequence[Row], arm: str) -> str:
-    """Number of seeds of an arm, over all conditions."""
-    counts = Counter(row["condition"] for row in rows if row["arm"] == arm).values()
-    if not counts:
-        return "none"
-    least, most = min(counts), max(counts)
-    return f"{least} seed{'s' * (most > 1)}" if least == most else f"{least} to {most} seeds"
-
-
-def _legend(figure: Figure, panels: Iterable[Axes], names: Mapping[str, str], columns: int) -> None:
+def _legend(figure: Figure, panels: Iterable[Axes], columns: int) -> None:
     """One legend below all panels, where it covers nothing; curves are labelled with their arm."""
     found: dict[str, Any] = {}
     for axes in panels:
@@ -95,7 +71,7 @@ def _legend(figure: Figure, panels: Iterable[Axes], names: Mapping[str, str], co
     arms = [arm for arm in ARMS if arm in found]
     figure.legend(
         [found[arm] for arm in arms],
-        [names[arm] for arm in arms],
+        [ARMS[arm].title for arm in arms],
         **{"loc": "outside lower center", "ncols": columns, "fontsize": 8, "frameon": False},
     )
 
@@ -104,7 +80,7 @@ def _draw_arm(scores: Axes, losses: Axes, arm: str, rows: Sequence[Row]) -> None
     def curves(key: str, values: str) -> list[Curve]:
         return [Curve(np.array(r[key]["iterations"]), np.array(r[key][values])) for r in rows]
 
-    color = _COLORS[arm]
+    color = ARMS[arm].color
     draw_band(scores, join_curves(curves("curve", "mIoU")), arm, color, marker="o")
     smooth = [Curve(c.iterations, _smooth(c.values)) for c in curves("loss", "value")]
     draw_band(losses, join_curves(smooth), arm, color)
@@ -117,39 +93,36 @@ def _smooth(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def draw_gain(rows: Sequence[Row], suite: Suite) -> Figure:
-    """Difference to the plain arm by strength of the variation: each seed, mean and t-interval.
-
-    Of two seeds no interval is drawn: it would be as wide as the picture is high.
-    """
+    """Difference to the plain arm by strength of the variation: each seed, mean and t-interval."""
     figure = Figure(figsize=(6.4, 5.6), layout="constrained")
     figure.set_facecolor("white")
     axes = figure.add_subplot()
-    axes.axhline(0, color=_COLORS["plain"], linewidth=1)
-    arms = [arm for arm in ARMS if arm != "plain"]
-    places = [strength for strength, _ in suite.conditions.values()]
-    step = 0.02 * (max(places) - min(places) or 1.0)
+    axes.axhline(0, color=ARMS["plain"].color, linewidth=1)
+    arms = [arm for arm in ARMS if arm != "plain" and any(row["arm"] == arm for row in rows)]
+    strengths = [strength for strength, _ in suite.conditions.values()]
+    step = 0.02 * (max(strengths) - min(strengths) or 1.0)
     for index, arm in enumerate(arms):
-        points: list[tuple[float, Any]] = []
+        color, points = ARMS[arm].color, []
         for condition, (strength, _) in suite.conditions.items():
             values = list(paired_differences(rows, condition, arm).values())
             if values:
-                place = strength + step * (index - (len(arms) - 1) / 2)
-                points.append((place, estimate(values)))
-                axes.plot([place] * len(values), values, ".", color=_COLORS[arm], alpha=0.5)
-        if points:
-            x, means = [p for p, _ in points], [e.mean for _, e in points]
-            bars = [e.half_width if e.count > 2 else math.nan for _, e in points]
-            axes.errorbar(x, means, bars, color=_COLORS[arm], label=arm, marker="o", capsize=3)
+                x = strength + step * (index - (len(arms) - 1) / 2)
+                points.append((x, estimate(values)))
+                axes.plot([x] * len(values), values, ".", color=color, alpha=0.5)
+        if not points:
+            continue
+        x, means, bars = zip(*((x, e.mean, e.half_width) for x, e in points), strict=True)
+        axes.errorbar(x, means, bars, color=color, label=arm, marker="o", capsize=3)
     axes.set(
         xlabel="within-class variation between images",
         ylabel="mIoU minus that of plain (points)",
-        xticks=places,
-        xticklabels=[f"{place:.0%}" for place in places],
+        xticks=strengths,
+        xticklabels=[f"{strength:.0%}" for strength in strengths],
         title=suite.title,
     )
     axes.title.set_fontsize(10)
     _tidy(axes)
-    _legend(figure, [axes], ARM_TITLES, columns=2)
+    _legend(figure, [axes], columns=2)
     return figure
 
 
