@@ -36,10 +36,6 @@ by different versions of the code.
 
 The arms without offsets and those with *lr×0.1* were added after the first results.
 """
-PLOTS = {  # kind -> what it shows
-    "convergence": "Scores and loss while training: mean and range over seeds.",
-    "gain": "Difference to plain by the variation within classes: seeds, mean, 95 % interval.",
-}
 ARM_HEADER = ("variation", "arm", "seeds", "mIoU", "minus plain", "by seed", "verdict")
 CHANGE_HEADER = ("from", "to", "variation", "seeds", "mIoU changes by", "by seed")
 
@@ -75,13 +71,22 @@ def _suite(name: str, suite: Suite, rows: Sequence[Row]) -> Iterator[str]:
     if changes := list(change_lines(rows, suite)):
         yield "What single changes do, each interval for its line alone:"
         yield table(CHANGE_HEADER, changes)
-    for kind, text in PLOTS.items():
-        if kind != "gain" or len(suite.conditions) > 1:
-            yield f"![{text}](accuracy_{name}_{kind}.png)\n\n*{text}*"
+    curves = "Loss and scores while training: mean and range over seeds"
+    for condition in suite.conditions:
+        title = f"{curves}, {condition}." if condition else f"{curves}."
+        yield f"![{title}]({plot_file(name, 'curves', condition)})\n\n*{title}*"
+    if len(suite.conditions) > 1:
+        title = "Difference to plain by the variation within classes: seeds, mean, 95 % interval."
+        yield f"![{title}]({plot_file(name, 'gain')})\n\n*{title}*"
     days = sorted({row["machine"]["date"] for row in rows})
     dates = " to ".join(dict.fromkeys((days[0], days[-1])))
     machine = machine_line({**rows[-1]["machine"], "load": None, "date": dates})
     yield f"`python benchmarks/accuracy.py --suite {name}`  \n{machine}"
+
+
+def plot_file(name: str, kind: str, condition: str = "") -> str:
+    """Picture of a suite in docs/, which ``accuracy.py --plots`` draws."""
+    return "_".join(part for part in ("accuracy", name, condition, kind) if part) + ".png"
 
 
 def arm_lines(rows: Sequence[Row], suite: Suite, few: bool = False) -> Iterator[list[Any]]:

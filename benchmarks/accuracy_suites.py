@@ -21,52 +21,42 @@ class Arm:
     Attributes:
         title: for tables and plots.
         overrides: what distinguishes it, in the configuration.
-        color: of its curves.
     """
 
     title: str
     overrides: Overrides
-    color: str
 
 
 def _offset(class_offset: bool, feature_offset: bool, *, slow: bool = False, **head: Any) -> dict:
     """Overrides of an offset classifier; ``slow``: its projections learn at a tenth of the rate."""
-    offsets = {
-        "CLASSIFIER": "offset",
-        "CLASS_OFFSET": class_offset,
-        "FEATURE_OFFSET": feature_offset,
-    }
-    overrides = {f"{_HEAD}.{key}": value for key, value in {**offsets, **head}.items()}
+    head |= {"CLASSIFIER": "offset", "CLASS_OFFSET": class_offset, "FEATURE_OFFSET": feature_offset}
+    overrides = {f"{_HEAD}.{key}": value for key, value in head.items()}
     return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if slow else {})}
 
 
 ARMS = {
-    "plain": Arm("plain", {f"{_HEAD}.CLASSIFIER": "plain"}, "#555555"),
-    "class": Arm("class offset", _offset(True, False), "#D55E00"),
-    "feature": Arm("feature offset", _offset(False, True), "#0072B2"),
-    "both": Arm("both offsets", _offset(True, True), "#009E73"),
+    "plain": Arm("plain", {f"{_HEAD}.CLASSIFIER": "plain"}),
+    "class": Arm("class offset", _offset(True, False)),
+    "feature": Arm("feature offset", _offset(False, True)),
+    "both": Arm("both offsets", _offset(True, True)),
     # Not run by default: they separate the offsets' part in a difference from that of the norm
     # over the class scores, and of the rate, which was tuned on the plain arm.
-    "norm": Arm("no offsets, norm over classes", _offset(False, False), "#CC79A7"),
-    "class_lr0.1": Arm("class offset, lr×0.1", _offset(True, False, slow=True), "#E69F00"),
-    "both_lr0.1": Arm("both offsets, lr×0.1", _offset(True, True, slow=True), "#56B4E9"),
+    "norm": Arm("no offsets, norm over classes", _offset(False, False)),
+    "class_lr0.1": Arm("class offset, lr×0.1", _offset(True, False, slow=True)),
+    "both_lr0.1": Arm("both offsets, lr×0.1", _offset(True, True, slow=True)),
     "class_lr0.1_no_norm": Arm(
         "class offset, lr×0.1, no norm",
         _offset(True, False, slow=True, CLASS_NORM=False),
-        "#8B1A1A",
     ),
     "both_lr0.1_no_norm": Arm(
-        "both offsets, lr×0.1, no norm", _offset(True, True, slow=True, CLASS_NORM=False), "#000080"
+        "both offsets, lr×0.1, no norm", _offset(True, True, slow=True, CLASS_NORM=False)
     ),
-    "no_norm": Arm("no offsets, no norm", _offset(False, False, CLASS_NORM=False), "#9E9E00"),
+    "no_norm": Arm("no offsets, no norm", _offset(False, False, CLASS_NORM=False)),
     # Projections that are zero at first: training begins without offsets.
-    "both_zero": Arm(
-        "both offsets, from zero", _offset(True, True, OFFSET_INIT_STD=0.0), "#8C6BB1"
-    ),
+    "both_zero": Arm("both offsets, from zero", _offset(True, True, OFFSET_INIT_STD=0.0)),
     "both_lr0.1_no_norm_zero": Arm(
         "both offsets, lr×0.1, no norm, from zero",
         _offset(True, True, slow=True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
-        "#00B3A4",
     ),
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")
