@@ -131,14 +131,6 @@ def run_case(case: str, folder: Path, seconds: float, workers: int) -> dict[str,
     return row
 
 
-def print_row(row: dict[str, Any]) -> None:
-    ours, usual = row["ours"]["images_per_s"], row["usual"]["images_per_s"]
-    loader = ""
-    if "loader" in row:
-        loader = "   loader: {ours} and {usual} images/s, x{ratio}".format(**row["loader"])
-    print(f"{row['case']}: {ours} and {usual} images/s, x{row['ratio']}{loader}", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="of each mapper in each case")
@@ -153,10 +145,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             rows.append(run_case(case, Path(folder), args.seconds, args.workers))
-            print_row(rows[-1])
-    content = {**machine(), "opencv": cv2.__version__, "batch": BATCH, "rows": rows}
+            print(rows[-1], flush=True)
     if args.output:
-        write_json(args.output, content)
+        write_json(args.output, {**machine(), "opencv": cv2.__version__, "rows": rows})
 
 
 if __name__ == "__main__":
