@@ -34,7 +34,7 @@ def draw_plots(rows: Sequence[Row], name: str, folder: Path) -> list[Path]:
         ]
         if groups:
             figures[plot_file(name, "curves", condition)] = draw_runs(groups)
-    if rows and len(suite.conditions) > 1:
+    if len(suite.conditions) > 1 and any(row["arm"] != "plain" for row in rows):
         figures[plot_file(name, "gain")] = draw_gain(rows, suite)
     for file, figure in figures.items():
         write_atomically(str(folder / file), to_png(figure))

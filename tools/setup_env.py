@@ -133,7 +133,7 @@ def unpack_detectron2(folder: Path, packages: Path, metadata: str) -> None:
 
 
 def stamp(venv: Path) -> str:
-    """Two lines that a complete environment holds: its place, and a digest of requirements."""
+    """Two lines that a complete environment holds: its folder, and a digest of requirements."""
     files = (*sorted(REQUIREMENTS.glob("*.*")), ROOT / "setup.py")
     digest = hashlib.sha256(b"\0".join(path.read_bytes() for path in files)).hexdigest()
     return f"{venv} of {ROOT}\n{digest}\n"

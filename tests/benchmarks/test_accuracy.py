@@ -282,8 +282,10 @@ def test_rows_with_fewer_than_three_seeds_stand_at_the_end_and_are_not_drawn(tmp
     assert "54.32" in few and "54.32" not in summary
     assert "| low | plain | 3 | 50.00 ± 0.00 |" in summary
     pictures = draw_plots(found, "tests", tmp_path)
-    assert [path.name for path in pictures] == [
-        *("accuracy_tests_low_curves.png", "accuracy_tests_gain.png")
-    ]
+    assert [path.name for path in pictures] == ["accuracy_tests_low_curves.png"]
+    pictures = draw_plots(
+        found + make_rows({("low", "both"): dict.fromkeys((1, 2, 3), 51.0)}), "tests", tmp_path
+    )
+    assert pictures[1:] == [tmp_path / "accuracy_tests_gain.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert draw_plots(make_rows({("low", "plain"): {1: 50.0}}), "tests", tmp_path) == []
