@@ -35,7 +35,6 @@ ALLOWED: dict[str, set[str]] = {
     "predictor": LOWER | {"engine", "visualization"},
     "video": {"data"},
     "batching": set(),
-    "process_memory": set(),
     "drawing": {"visualization"},
     "demo": {"batching", "data", "drawing", "predictor", "video", "visualization"},
     "segmenter": {"checkpoint", "config", "data", "predictor", "visualization"},
@@ -51,7 +50,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "web": {
         *("cli", "config", "data", "drawing", "offset_figure", "offset_trace", "offset_views"),
-        *("predictor", "process_memory", "segmenter", "visualization"),
+        *("predictor", "segmenter", "visualization"),
     },
 }
 # module -> what it may import against the rule: a timm network's own file is read safely as well,

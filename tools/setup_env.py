@@ -12,6 +12,7 @@ import hashlib
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -192,6 +193,7 @@ def main() -> None:
             f"Set-up failed: Python must be 3.10 or newer, but {sys.executable} is "
             f"{sys.version.split()[0]}. Name another one: make setup PYTHON=python3.11"
         )
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the running command, too
     try:
         with lock_clone():
             if args.detectron2_here:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.web.uploads import Limits
 
@@ -140,7 +139,6 @@ def run(argv: Sequence[str] | None = None) -> None:
     arguments = parse(argv)
     from offseg_d2.web.server import serve  # reads gradio, which may be absent
 
-    keep_freed_memory()
     serve(arguments)
 
 
