@@ -127,6 +127,7 @@ def check_versions() -> Iterator[Finding]:
         remedy = "to have versions checked: pip install --no-deps -e . in the clone of offseg_d2"
         yield Finding(NOTE, "versions", f"not checked: {_one_line(error)}", remedy)
         return
+    missing: dict[str, list[str]] = {}  # extra -> what it lacks
     for requirement in map(Requirement, requirements):
         extra = re.search(r'extra == "([^"]+)"', str(requirement.marker))
         found = installed(*ALTERNATIVES.get(requirement.name, (requirement.name,)))
@@ -138,9 +139,11 @@ def check_versions() -> Iterator[Finding]:
             install = f'pip install "{wanted}"'
             yield Finding(PROBLEM, requirement.name, f"{text}: must be {wanted}", install)
         elif extra[1] != "dev":
-            flag = " --no-build-isolation" if extra[1] == "deformable" else ""
-            install = f"if you want that: pip install{flag} -e '.[{extra[1]}]' in the clone"
-            yield Finding(NOTE, f"extra {extra[1]}", f"{requirement.name}: {text}", install)
+            missing.setdefault(extra[1], []).append(f"{wanted} ({text})")
+    for name, packages in missing.items():
+        flag = " --no-build-isolation" if name == "deformable" else ""
+        install = f"if you want that: pip install{flag} -e '.[{name}]' in the clone"
+        yield Finding(NOTE, f"extra {name}", f"lacks {', '.join(packages)}", install)
 
 
 def check_opencv() -> Iterator[Finding]:

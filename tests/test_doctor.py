@@ -134,8 +134,8 @@ def test_absent_and_old_extras_are_notes_and_a_gpu_build_will_do(monkeypatch, ve
     extras = ('onnxruntime; extra == "export"', 'gradio>=6; extra == "web"', 'ruff; extra == "dev"')
     findings = check_versions(monkeypatch, *extras, 'torch-ms-deform-attn; extra == "deformable"')
     assert [(f.level, f.name, f.text) for f in findings] == [
-        (doctor.NOTE, "extra web", "gradio: 5.9.1"),
-        (doctor.NOTE, "extra deformable", "torch-ms-deform-attn: not installed"),
+        (doctor.NOTE, "extra web", "lacks gradio>=6 (5.9.1)"),
+        (doctor.NOTE, "extra deformable", "lacks torch-ms-deform-attn (not installed)"),
     ]
     assert "pip install -e '.[web]'" in findings[0].remedy
     assert "--no-build-isolation" in findings[1].remedy
