@@ -7,6 +7,7 @@ missing or broken. Exit status 1 if something necessary is broken.
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import os
 import platform
 import re
@@ -233,6 +234,7 @@ def main() -> int:
     print(f"Python {platform.python_version()} ({sys.executable})")
     findings = [finding for check in CHECKS for finding in check()]
     with contextlib.suppress(Exception):  # what is broken stands in the findings
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # no GPU
         from detectron2.utils.collect_env import collect_env_info
 
         print(collect_env_info().split("\nPyTorch built with")[0])
