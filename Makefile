@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The parts of the package that are type-checked.
 TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py \
-	offseg_d2/process_memory.py tools/setup_env.py)
+	tools/setup_env.py)
 
 .PHONY: help demo test test-extras test-slurm lint setup doctor clean
 
@@ -50,6 +50,6 @@ doctor: setup
 	@$(BIN)/python -m offseg_d2.doctor
 
 clean:
-	rm -rf "$(VENV)" "$(VENV).discarded" build dist *.egg-info .setup.log .setup.lock \
+	rm -rf "$(VENV)" "$(VENV).incomplete" build dist *.egg-info .setup.lock \
 		.pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,6 +1,6 @@
-"""Results of the accuracy experiment: the JSON files and what they say.
+"""Runs of the accuracy experiment, their recorded rows, and the statistics of their scores.
 
-Differences are paired: the arm's score minus the plain arm's with the same seed.
+Differences are paired: the arm's score minus the other arm's with the same seed.
 """
 
 import contextlib
@@ -9,37 +9,81 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from accuracy_rows import Run, read_json
-from accuracy_suites import ARM_TITLES, ARMS, CHANGES, Suite
+from accuracy_suites import ARMS, Suite
 from common import machine
 from scipy.stats import t as student
 
 from offseg_d2.utils.io import write_atomically
 
 Row = dict[str, Any]
-_CONFIDENCE = 0.95
-_FEWEST_SEEDS = 3  # of a verdict
+SCORES = ("mIoU", "pACC", "mBIoU")
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        suite_name, suite: what it belongs to.
+        condition: key of ``suite.conditions``.
+        arm: key of ``ARMS``.
+        seed: of the weights, the order of samples and their augmentation.
+    """
+
+    suite_name: str
+    suite: Suite
+    condition: str
+    arm: str
+    seed: int
+
+    @property
+    def full_name(self) -> str:
+        """Its folder, below that of all runs."""
+        parts = (self.condition, self.arm, f"seed{self.seed}")
+        return f"{self.suite_name}/{'_'.join(part for part in parts if part)}"
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """Everything that is changed in the suite's configuration file."""
+        changes = self.suite.conditions[self.condition][1]
+        return {**self.suite.recipe, **changes, **ARMS[self.arm].overrides, "SEED": self.seed}
+
+    def check_folder(self, folder: Path) -> None:
+        """Note the recipe in the folder of a run; raise ValueError if it has another one."""
+        path, wanted = folder / "recipe.json", {"config": self.suite.config, **self.recipe}
+        found = read_json(path)
+        if found is None:
+            write_atomically(str(path), json.dumps(wanted, indent=1).encode())
+        elif found != wanted:
+            keys = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+            raise ValueError(f"{folder} holds a run of another recipe: it differs in {keys}.")
+
+
+def list_runs(suites: Mapping[str, Suite], arms: Sequence[str], seeds: Iterable[int]) -> list[Run]:
+    """All runs, the first seed of everything first: what is there at any time is balanced."""
+    return [
+        Run(name, suite, condition, arm, seed)
+        for seed in seeds
+        for name, suite in suites.items()
+        for condition in suite.conditions
+        for arm in arms
+    ]
 
 
 class Results:
-    """The rows of one suite, in a file that is complete at any moment.
+    """The rows of one suite, in a file that is complete at any moment."""
 
-    Args:
-        folder: of all results.
-        name: of the suite.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.name = name
-        self.path = folder / f"{name}.json"
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def rows(self) -> list[Row]:
-        """Rows in the order of condition, arm, seed."""
+        """Rows in the order of condition, arm, seed; none if the file does not exist yet."""
         content = read_json(self.path)
         return [] if content is None else content["rows"]
 
@@ -50,11 +94,11 @@ class Results:
             ValueError: it was made by another recipe.
         """
         for row in self.rows():
-            if _key(row) == run.key:
+            if _key(row) == (run.condition, run.arm, run.seed):
                 if row["recipe"] != run.recipe or row["config"] != run.suite.config:
                     raise ValueError(
-                        f"{self.path} must hold runs of the present recipe, but its row "
-                        f"{run.name} has another one; move the file away to begin anew."
+                        f"{self.path} must hold runs of the present recipe, but its row of "
+                        f"{run.full_name} has another one; move the file away to start again."
                     )
                 return row
         return None
@@ -62,19 +106,17 @@ class Results:
     def add(self, row: Row, suite: Suite) -> None:
         """Add a row, or replace the one of the same run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        conditions, arms = list(suite.conditions), list(ARMS)
         with self._locked():
             rows = [other for other in self.rows() if _key(other) != _key(row)]
             rows.append({**row, "machine": machine()})
-            conditions, arms = list(suite.conditions), list(ARMS)
             rows.sort(
-                key=lambda r: (
-                    _place(conditions, r["condition"]), _place(arms, r["arm"]), r["seed"]
-                )
-            )  # fmt: skip
-            head = {"suite": self.name, "title": suite.title, "config": suite.config}
+                key=lambda r: (conditions.index(r["condition"]), arms.index(r["arm"]), r["seed"])
+            )
+            head = {"suite": self.path.stem, "title": suite.title, "config": suite.config}
             lines = ",\n".join(json.dumps(r) for r in rows)  # one a line: small differences in git
             text = f'{json.dumps(head)[:-1]}, "rows": [\n{lines}\n]}}\n'
-            write_atomically(str(self.path), lambda file: file.write(text.encode()))
+            write_atomically(str(self.path), text.encode())
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -90,8 +132,66 @@ def _key(row: Row) -> tuple[str, str, int]:
     return row["condition"], row["arm"], row["seed"]
 
 
-def _place(order: Sequence[str], name: str) -> int:
-    return order.index(name) if name in order else len(order)
+def curves_of(folder: Path, max_iter: int) -> dict[str, dict[int, float]]:
+    """Losses ("loss") and scores of a run: iterations done -> value, from ``metrics.json``.
+
+    What a resumed run repeated counts once.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    keys = {"total_loss": "loss", **{f"sem_seg/{name}": name for name in SCORES}}
+    path = folder / "metrics.json"
+    for line in path.read_text().splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):  # a line that was being written at a kill
+            entry = json.loads(line)
+            done = min(entry["iteration"] + 1, max_iter)
+            for key in keys.keys() & entry.keys():
+                curves.setdefault(keys[key], {})[done] = entry[key]
+    return {name: dict(sorted(values.items())) for name, values in curves.items()}
+
+
+def report(folder: Path, test_set: str) -> Path:
+    """Scores that --eval-only leaves in the folder of a run."""
+    return folder / "inference" / test_set / "metrics.json"
+
+
+def make_row(run: Run, folder: Path) -> Row:
+    """Everything that is recorded of a finished run."""
+    last, test_set = run.recipe["SOLVER.MAX_ITER"], run.suite.test_set
+    curves = curves_of(folder, last)
+    dataset, classes = run.recipe["DATASETS.TEST"][0], None
+    final = {name: curves.get(name, {}).get(last) for name in SCORES}
+    if test_set:
+        content = read_json(report(folder, test_set))
+        final = {name: content["summary"].get(name) for name in SCORES}
+        classes = {entry["name"]: entry["IoU"] for entry in content["classes"]}
+    digests = (folder / "code.txt").read_text().split()
+    return {
+        "condition": run.condition,
+        "arm": run.arm,
+        "seed": run.seed,
+        "final": {
+            "dataset": test_set or dataset,
+            **{key: None if value is None else round(value, 3) for key, value in final.items()},
+        },
+        "classes": classes and {k: v and round(v, 2) for k, v in classes.items()},
+        "curve": {
+            "dataset": dataset,
+            "iterations": list(curves["mIoU"]),
+            "mIoU": [round(value, 3) for value in curves["mIoU"].values()],
+        },
+        "loss": {
+            "iterations": list(curves["loss"]),
+            "value": [round(value, 4) for value in curves["loss"].values()],
+        },
+        "config": run.suite.config,
+        "recipe": run.recipe,
+        "code": [{"digest": digest} for digest in dict.fromkeys(digests)],
+    }
+
+
+def read_json(path: Path) -> Any:
+    """Content of a file, None if it is absent."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 @dataclass(frozen=True)
@@ -111,7 +211,7 @@ class Estimate:
     count: int
 
 
-def estimate(values: Sequence[float], confidence: float = _CONFIDENCE) -> Estimate:
+def estimate(values: Sequence[float], confidence: float = CONFIDENCE) -> Estimate:
     """Mean, sample standard deviation and t-interval of at least one value."""
     count = len(values)
     if count < 2:
@@ -122,144 +222,17 @@ def estimate(values: Sequence[float], confidence: float = _CONFIDENCE) -> Estima
     return Estimate(statistics.fmean(values), deviation, half_width, count)
 
 
-def scores(rows: Sequence[Row], condition: str, arm: str, metric: str = "mIoU") -> dict[int, float]:
-    """Seed -> final score."""
-    return {
-        row["seed"]: row["final"][metric]
-        for row in rows
-        if (row["condition"], row["arm"]) == (condition, arm)
-    }
+def by_seed(rows: Iterable[Row], condition: str, arm: str) -> dict[int, Row]:
+    """Seed -> row of the runs of an arm."""
+    return {r["seed"]: r for r in rows if (r["condition"], r["arm"]) == (condition, arm)}
 
 
 def paired_differences(
     rows: Sequence[Row], condition: str, arm: str, baseline: str = "plain"
 ) -> dict[int, float]:
-    """Seed -> score minus that of the arm ``baseline``, for seeds that both arms have."""
-    base, own = scores(rows, condition, baseline), scores(rows, condition, arm)
-    return {seed: own[seed] - base[seed] for seed in sorted(own.keys() & base.keys())}
-
-
-def summary(rows: Sequence[Row], suite: Suite) -> str:
-    """Table of the final mIoU of each arm, in Markdown."""
-    lines = [
-        f"**{suite.title}**: final mIoU on `{suite.test_set or suite.curve_set}`, mean ± sample "
-        "standard deviation over seeds; difference to plain by seed, with the 95 % interval of "
-        "its mean (Student's t)",
-        "",
-        "| condition | arm | seeds | mIoU | minus plain | by seed |",
-        "|---|---|---|---|---|---|",
-    ]
-    for condition in suite.conditions:
-        for arm in ARMS:
-            values = scores(rows, condition, arm)
-            if values:
-                lines.append(_line(rows, condition, arm, values))
-    digests = sorted({code["digest"] for row in rows for code in row["code"]})
-    if len(digests) > 1:
-        lines += [
-            "",
-            f"The runs were made with {len(digests)} states of the code: {digests}. An asterisk "
-            "marks a seed whose two runs were made by different ones.",
-        ]
-    return "\n".join(lines)
-
-
-def changes(rows: Sequence[Row], suite: Suite) -> str:
-    """Table of what single changes do, in Markdown; "" if no pair of arms has been run.
-
-    A seed whose two runs were made by different states of the code is marked.
-    """
-    lines = []
-    for before, after in CHANGES:
-        for condition in suite.conditions:
-            differences = paired_differences(rows, condition, after, before)
-            if not differences:
-                continue
-            change = estimate(list(differences.values()))
-            mixed = _mixed(rows, condition, before, after) & differences.keys()
-            cells = [ARM_TITLES[before], ARM_TITLES[after], condition or "-", str(change.count)]
-            cells += [_pm(change, change.half_width, "+"), _by_seed(differences, mixed)]
-            lines.append(f"| {' | '.join(cells)} |")
-    if not lines:
-        return ""
-    head = [
-        "| from | to | condition | seeds | mIoU changes by | by seed |",
-        "|---|---|---|---|---|---|",
-    ]
-    return "\n".join(head + lines)
-
-
-def _states(rows: Sequence[Row], condition: str, arm: str) -> dict[int, list[str]]:
-    """Seed -> states of the code that made its run."""
+    """Seed -> mIoU minus that of the arm ``baseline``, for seeds that both arms have."""
+    base, own = by_seed(rows, condition, baseline), by_seed(rows, condition, arm)
     return {
-        row["seed"]: [code["digest"] for code in row["code"]]
-        for row in rows
-        if (row["condition"], row["arm"]) == (condition, arm)
+        seed: own[seed]["final"]["mIoU"] - base[seed]["final"]["mIoU"]
+        for seed in sorted(own.keys() & base.keys())
     }
-
-
-def _mixed(rows: Sequence[Row], condition: str, first: str, second: str) -> set[int]:
-    """Seeds of two arms whose runs were made by different states of the code."""
-    states, others = (_states(rows, condition, arm) for arm in (first, second))
-    return {seed for seed in states.keys() & others.keys() if states[seed] != others[seed]}
-
-
-def verdicts(rows: Sequence[Row], suite: Suite) -> list[str]:
-    """What the differences to plain say, one sentence for each condition.
-
-    Only arms with at least three seeds count; conditions without such an arm get no sentence. An
-    arm is better or worse if an interval says so that holds for all comparisons of the suite
-    together (Bonferroni: its error is 5 % over their number).
-    """
-    differences = {}
-    for condition in suite.conditions:
-        for arm in ARMS:
-            values = list(paired_differences(rows, condition, arm).values())
-            if arm != "plain" and len(values) >= _FEWEST_SEEDS:
-                differences[condition, arm] = values
-    confidence = 1 - (1 - _CONFIDENCE) / max(len(differences), 1)
-    sentences = []
-    for condition in suite.conditions:
-        found: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
-        for (where, arm), values in differences.items():
-            if where == condition:
-                found[_verdict(estimate(values, confidence))].append(ARM_TITLES[arm])
-        parts = [f"{kind}: {'; '.join(arms)}" for kind, arms in found.items() if arms]
-        if parts:
-            name = f"At {condition}, a" if condition else "A"
-            how = (
-                f"intervals that hold for all {len(differences)} comparisons of this suite together"
-            )
-            how = f"{how} (Bonferroni)" if len(differences) > 1 else "a 95 % interval"
-            sentences.append(f"{name}gainst plain, by {how}: {'. '.join(parts)}.")
-    return sentences
-
-
-def _verdict(difference: Estimate) -> str:
-    if difference.mean - difference.half_width > 0:
-        return "better"
-    return "worse" if difference.mean + difference.half_width < 0 else "undecided"
-
-
-def _line(rows: Sequence[Row], condition: str, arm: str, values: Mapping[int, float]) -> str:
-    score = estimate(list(values.values()))
-    cells = [condition or "-", ARM_TITLES[arm], str(score.count), _pm(score, score.deviation, "")]
-    differences = {} if arm == "plain" else paired_differences(rows, condition, arm)
-    if differences:
-        difference = estimate(list(differences.values()))
-        cells.append(_pm(difference, difference.half_width, "+"))
-        cells.append(_by_seed(differences, _mixed(rows, condition, "plain", arm)))
-    else:
-        cells += ["", ""]
-    return f"| {' | '.join(cells)} |"
-
-
-def _by_seed(differences: Mapping[int, float], marked: Collection[int] = ()) -> str:
-    return ", ".join(
-        f"{seed}: {value:+.2f}{'*' * (seed in marked)}" for seed, value in differences.items()
-    )
-
-
-def _pm(value: Estimate, spread: float, sign: str) -> str:
-    text = f"{value.mean:{sign}.2f}"
-    return text if math.isnan(spread) else f"{text} ± {spread:.2f}"

@@ -11,70 +11,71 @@ from typing import Any
 
 Overrides = Mapping[str, Any]  # configuration key -> value
 
-_CLASSIFIER, _CLASS, _FEATURE = (
-    f"MODEL.SEM_SEG_HEAD.{key}" for key in ("CLASSIFIER", "CLASS_OFFSET", "FEATURE_OFFSET")
-)
-_SLOW = "SOLVER.OFFSET_LR_FACTOR"
-_NORM = "MODEL.SEM_SEG_HEAD.CLASS_NORM"
-_INIT = "MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD"
-ARMS: dict[str, Overrides] = {
-    "plain": {_CLASSIFIER: "plain"},
-    "class": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False},
-    "feature": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: True},
-    "both": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True},
-    # What the offset classifier is without offsets: no dropout, and a norm over the class scores.
-    # Not run by default; it tells the offsets' part in a difference from the norm's.
-    "norm": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False},
-    # The head's rate was tuned on the plain arm. One step of it moves the class vectors through
-    # their projection further than directly (features are positive and many), so these two arms
-    # let the projections learn at a tenth of it.
-    "class_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1},
-    "both_slow": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1},
-    # As the paper's text has it, without the norm over the class scores of the authors' models.
-    "class_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: False, _SLOW: 0.1, _NORM: False},
-    "both_free": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _SLOW: 0.1, _NORM: False},
-    "free": {_CLASSIFIER: "offset", _CLASS: False, _FEATURE: False, _NORM: False},
-    # Projections that are zero at first: all begin as the classifier without offsets does.
-    "both_zero": {_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True, _INIT: 0.0},
-    "both_free_zero": {
-        **{_CLASSIFIER: "offset", _CLASS: True, _FEATURE: True},
-        **{_SLOW: 0.1, _NORM: False, _INIT: 0.0},
-    },
+_HEAD = "MODEL.SEM_SEG_HEAD"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the classifiers that are compared.
+
+    Attributes:
+        title: for tables and plots.
+        overrides: what distinguishes it, in the configuration.
+    """
+
+    title: str
+    overrides: Overrides
+
+
+def _offset(class_offset: bool, feature_offset: bool, *, slow: bool = False, **head: Any) -> dict:
+    """Overrides of an offset classifier; ``slow``: its projections learn at a tenth of the rate."""
+    head |= {"CLASSIFIER": "offset", "CLASS_OFFSET": class_offset, "FEATURE_OFFSET": feature_offset}
+    overrides = {f"{_HEAD}.{key}": value for key, value in head.items()}
+    return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if slow else {})}
+
+
+ARMS = {
+    "plain": Arm("plain", {f"{_HEAD}.CLASSIFIER": "plain"}),
+    "class": Arm("class offset", _offset(True, False)),
+    "feature": Arm("feature offset", _offset(False, True)),
+    "both": Arm("both offsets", _offset(True, True)),
+    # Not run by default: they separate the offsets' part in a difference from that of the norm
+    # over the class scores, and of the rate, which was tuned on the plain arm.
+    "norm": Arm("no offsets, norm over classes", _offset(False, False)),
+    "class_lr0.1": Arm("class offset, lr×0.1", _offset(True, False, slow=True)),
+    "both_lr0.1": Arm("both offsets, lr×0.1", _offset(True, True, slow=True)),
+    "class_lr0.1_no_norm": Arm(
+        "class offset, lr×0.1, no norm",
+        _offset(True, False, slow=True, CLASS_NORM=False),
+    ),
+    "both_lr0.1_no_norm": Arm(
+        "both offsets, lr×0.1, no norm", _offset(True, True, slow=True, CLASS_NORM=False)
+    ),
+    "no_norm": Arm("no offsets, no norm", _offset(False, False, CLASS_NORM=False)),
+    # Projections that are zero at first: training begins without offsets.
+    "both_zero": Arm("both offsets, from zero", _offset(True, True, OFFSET_INIT_STD=0.0)),
+    "both_lr0.1_no_norm_zero": Arm(
+        "both offsets, lr×0.1, no norm, from zero",
+        _offset(True, True, slow=True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
+    ),
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")
-ARM_TITLES = {
-    "plain": "plain",
-    "class": "class offset",
-    "feature": "feature offset",
-    "both": "both offsets",
-    "norm": "neither offset, norm over classes",
-    "class_slow": "class offset, slow projections",
-    "both_slow": "both offsets, slow projections",
-    "class_free": "class offset, slow projections, no norm",
-    "both_free": "both offsets, slow projections, no norm",
-    "free": "neither offset, no norm",
-    "both_zero": "both offsets, projections from zero",
-    "both_free_zero": "both offsets, slow projections from zero, no norm",
-}
 
 # From one arm to another that differs from it in one thing: a norm, offsets, a rate, a beginning.
-CHANGES: tuple[tuple[str, str], ...] = (
-    ("free", "norm"),
+CHANGES = (
+    ("no_norm", "norm"),
     ("norm", "class"),
     ("norm", "feature"),
     ("norm", "both"),
     ("class", "both"),
     ("feature", "both"),
-    ("norm", "class_slow"),  # the rate is idle without projections
-    ("norm", "both_slow"),
-    ("free", "class_free"),
-    ("free", "both_free"),
-    ("class", "class_slow"),
-    ("both", "both_slow"),
-    ("class_slow", "class_free"),
-    ("both_slow", "both_free"),
+    ("norm", "both_lr0.1"),  # without offsets the rate has no effect
+    ("no_norm", "both_lr0.1_no_norm"),
+    ("class", "class_lr0.1"),
+    ("both", "both_lr0.1"),
+    ("both_lr0.1", "both_lr0.1_no_norm"),
     ("both", "both_zero"),
-    ("both_free", "both_free_zero"),
+    ("both_lr0.1_no_norm", "both_lr0.1_no_norm_zero"),
 )
 
 
@@ -88,7 +89,7 @@ class Suite:
         recipe: what is changed in it, for all arms.
         curve_set: data set that is scored while training, at ``NUM_POINTS`` iterations.
         test_set: data set that the final model is scored on; "" takes the last point of the curve.
-        conditions: name -> (place on the axis of strengths, further changes).
+        conditions: name -> (strength of the variation, 0 to 1, further changes).
     """
 
     title: str

@@ -1,18 +1,45 @@
-"""What the benchmarks share: what they ran on, and their JSON files."""
+"""Shared by the benchmarks: the machine, processes of their own, and their JSON files."""
 
 import argparse
 import json
+import multiprocessing
+import resource
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.analysis import machine
 
-__all__ = ["check_group", "machine", "merge_groups", "read_groups", "run_plan", "write_json"]
+__all__ = [
+    "check_group",
+    "in_new_process",
+    "machine",
+    "merge_groups",
+    "peak_memory",
+    "read_groups",
+    "run_plan",
+    "write_json",
+]
+
+
+def in_new_process(function: Callable[..., Any], *args: Any) -> Any:
+    """Result of a module's function in a process of its own, which imports everything again.
+
+    Raises:
+        BrokenProcessPool: the process was killed, most likely for want of memory.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def peak_memory() -> int:
+    """Peak resident memory of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
 
 
 def write_json(path: str, content: dict[str, Any]) -> None:

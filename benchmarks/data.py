@@ -9,16 +9,15 @@ tensors. Cases: CamVid (480x360 JPEG, if DETECTRON2_DATASETS holds it), 2048x102
 Cityscapes stores them) and as JPEG, and 2048x1536 photographs resized as ADE20K's are, without and
 with ``INPUT.REDUCED_JPEG_DECODING``. The large frames are CamVid's, enlarged, with noise.
 
-The usual mapper stands in ``usual_mapper.py``. Both take turns on the same record; images per
-second are those of the mean time, as the random scale decides what an image costs. Then each step
-of both is timed by itself, and with ``--workers`` both are read through a ``DataLoader``.
+The usual mapper stands in ``usual_mapper.py``. Both take turns on the same samples; images per
+second are those of the mean time, as the random scale decides what an image costs. With
+``--workers`` both are also read through a ``DataLoader``.
 """
 
 import argparse
 import itertools
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,20 +29,16 @@ from common import machine, write_json
 from data_frames import camvid_is_there, write_dataset
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MapDataset
-from detectron2.data import detection_utils as utils
 from usual_mapper import UsualMapper
 
 from offseg_d2.analysis import measure_interleaved
 from offseg_d2.config import load_config
-from offseg_d2.data import build_mapper, build_train_loader, read_image, read_label_map
+from offseg_d2.data import build_mapper, build_train_loader
 from offseg_d2.data.datasets import ensure_registered
-from offseg_d2.data.fused import ResizeCropTransform
-from offseg_d2.data.image_io import EncodedImage
 from offseg_d2.data.sampler import sample_rng
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/base/datasets"
 BATCH, LOADER_BATCHES = 8, 10
-SMALL_STEP = 5e-5  # seconds
 # name -> height, width, suffix, configuration whose scale and crop are taken
 CASES = {
     "camvid": (360, 480, ".jpg", "camvid.yaml"),
@@ -87,54 +82,6 @@ def run_over(mapper: Mapper, records: list[dict[str, Any]]) -> Callable[[], Any]
     return call
 
 
-class Steps:
-    """Mean milliseconds of each step of a mapper."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, list[float]] = defaultdict(list)
-
-    def time(self, name: str, function: Callable[..., Any], *args: Any) -> Any:
-        begin = time.perf_counter()
-        result = function(*args)
-        self.seconds[name].append(time.perf_counter() - begin)
-        return result
-
-    def augment(self, mapper: Any, image: np.ndarray, labels: np.ndarray) -> None:
-        """Apply the augmentations one by one: draws, image and labels timed apart."""
-        for augmentation in mapper.augmentations.augs:
-            name = type(augmentation).__name__
-            both = name in ("ResizeCrop", "RandomCrop_CategoryAreaConstraint")
-            arguments = (image, labels) if both else (image,)
-            transform = self.time(f"{name}: draw", augmentation.get_transform, *arguments)
-            image = self.time(f"{name}: image", transform.apply_image, image)
-            labels = self.time(f"{name}: labels", transform.apply_segmentation, labels)
-
-    def means(self, whole: float) -> dict[str, float]:
-        """Milliseconds; small steps count with what is left of ``whole`` seconds: the tensors."""
-        means = {name: float(np.mean(values)) for name, values in self.seconds.items()}
-        means = {name: mean for name, mean in means.items() if mean >= SMALL_STEP}
-        means["tensors, rest"] = whole - sum(means.values())
-        return {name: round(1000 * value, 2) for name, value in means.items()}
-
-
-def time_steps(
-    ours: Any, usual: UsualMapper, records: list[dict[str, Any]], rounds: int
-) -> tuple[Steps, Steps]:
-    steps = Steps(), Steps()
-    for position in range(rounds):
-        record = records[position % len(records)]
-        file, label_file = record["file_name"], record["sem_seg_file_name"]
-        with sample_rng(0, position):
-            image = steps[0].time("read image", read_image, file)
-            labels = steps[0].time("read labels", read_label_map, label_file, ours.label_lut)
-            steps[0].augment(ours, image, labels)
-        with sample_rng(0, position):
-            image = steps[1].time("read image", utils.read_image, file, "RGB")
-            labels = steps[1].time("read labels", usual.read_labels, label_file)
-            steps[1].augment(usual, image, labels)
-    return steps
-
-
 def usual_loader(mapper: Mapper, records: list[dict[str, Any]], workers: int) -> Iterator:
     endless = MapDataset(records * (2 * BATCH * LOADER_BATCHES // len(records) + 1), mapper)
     loader = torch.utils.data.DataLoader(
@@ -172,12 +119,6 @@ def run_case(case: str, folder: Path, seconds: float, workers: int) -> dict[str,
         "usual": {"images_per_s": round(1 / means["usual"], 2), **timings["usual"].as_dict()},
         "ratio": round(means["usual"] / means["ours"], 2),
     }
-    if not cfg.INPUT.REDUCED_JPEG_DECODING:  # which mixes the steps
-        pair = time_steps(ours, usual, records, timings["ours"].repeats)
-        row["steps_ms"] = {
-            name: steps.means(means[name])
-            for name, steps in zip(("ours", "usual"), pair, strict=True)
-        }
     if workers:
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = workers
@@ -188,36 +129,6 @@ def run_case(case: str, folder: Path, seconds: float, workers: int) -> dict[str,
         row["loader"] = {name: round(value, 1) for name, value in speed.items()}
         row["loader"]["ratio"] = round(speed["ours"] / speed["usual"], 2)
     return row
-
-
-def reduced_differences(shrinks: tuple[float, ...] = (2, 2.5, 4, 5, 8)) -> list[dict[str, float]]:
-    """What decoding at reduced scale changes in CamVid's frames, in grey levels, by shrink."""
-    records = DatasetCatalog.get("camvid_train")[::20]
-    rows = []
-    for shrink in shrinks:
-        means, highs = [], []
-        for record in records:
-            encoded = EncodedImage(record["file_name"])
-            image = encoded.decode()
-            size = tuple(int(side / shrink + 0.5) for side in image.shape[:2])
-            transform = ResizeCropTransform(image.shape[:2], size, (0, 0, *size))
-            reduced = transform.apply_reduced(encoded.decode(transform.reduction))
-            difference = cv2.absdiff(transform.apply_image(image), reduced)
-            means.append(difference.mean())
-            highs.append(np.percentile(difference, 99))
-        mean, high = float(np.mean(means)), float(np.mean(highs))
-        rows.append({"shrink": shrink, "mean": round(mean, 2), "p99": round(high, 1)})
-    return rows
-
-
-def print_row(row: dict[str, Any]) -> None:
-    ours, usual = row["ours"]["images_per_s"], row["usual"]["images_per_s"]
-    loader = ""
-    if "loader" in row:
-        loader = "   loader: {ours} and {usual} images/s, x{ratio}".format(**row["loader"])
-    print(f"{row['case']}: {ours} and {usual} images/s, x{row['ratio']}{loader}", flush=True)
-    for name, steps in row.get("steps_ms", {}).items():
-        print(f"  {name}: " + ", ".join(f"{step} {ms}" for step, ms in steps.items()), flush=True)
 
 
 def main() -> None:
@@ -234,13 +145,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for case in cases:
             rows.append(run_case(case, Path(folder), args.seconds, args.workers))
-            print_row(rows[-1])
-    content = {**machine(), "opencv": cv2.__version__, "batch": BATCH, "rows": rows}
-    if camvid_is_there():
-        content["reduced_differences"] = reduced_differences()
-        print(f"reduced decoding changes: {content['reduced_differences']}")
+            print(rows[-1], flush=True)
     if args.output:
-        write_json(args.output, content)
+        write_json(args.output, {**machine(), "opencv": cv2.__version__, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/evaluator.py [--rounds 30] [--threads 1] [--present 15] [--output FILE]
+    python benchmarks/evaluator.py [--seconds 2] [--threads 1] [--present 15] [--output FILE]
 
 Measured is the way from a map of class ids to the statistics of one image, 512x683 pixels and 150
 classes: everything an evaluator does after its argmax. Reading the label file is on neither side:
@@ -17,7 +17,6 @@ The evaluators take turns in each round, and the ratio is the median over the ro
 
 import argparse
 import itertools
-import time
 from collections.abc import Callable
 
 import cv2
@@ -27,6 +26,7 @@ from common import machine, write_json
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import SemSegEvaluator as Detectron2Evaluator
 
+from offseg_d2.analysis import measure_interleaved, speedup
 from offseg_d2.evaluation import SemSegEvaluator
 
 HEIGHT, WIDTH, NUM_CLASSES, IGNORED = 512, 683, 150, 255
@@ -79,26 +79,9 @@ def make_own(label: np.ndarray, boundary: bool) -> tuple[SemSegEvaluator, Callab
     return evaluator, process
 
 
-def time_in_turn(calls: dict[str, Callable[[], None]], rounds: int) -> dict[str, np.ndarray]:
-    """(2, rounds) milliseconds of each call: elapsed, and of the processor.
-
-    Three rounds before do not count. On a busy machine the processor's time is the one to look at.
-    """
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    order = list(calls)
-    for _ in range(rounds + 3):
-        for name in order:
-            elapsed, processor = time.perf_counter(), time.process_time()
-            calls[name]()
-            spent = time.perf_counter() - elapsed, time.process_time() - processor
-            times[name].append((1000 * spent[0], 1000 * spent[1]))
-        order.append(order.pop(0))  # whoever comes next finds other caches
-    return {name: np.array(values[3:]).T for name, values in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each evaluator")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--present", type=int, default=15, help="classes of the maps, 1..150")
     parser.add_argument("--output", default="", metavar="FILE", help="write the rows as JSON")
@@ -119,19 +102,15 @@ def main() -> None:
         "offseg_d2, ids in uint8": lambda: process_ours(small),
         "offseg_d2, Boundary IoU": lambda: process_with_boundary(class_ids),
     }
-    times = time_in_turn(calls, args.rounds)
+    timings = measure_interleaved(calls, seconds=args.seconds)
     rows = []
-    print(f"{'':26} {'elapsed':>12} {'ratio':>7} {'processor':>12} {'ratio':>7}")
-    for name, values in times.items():
-        ratios = np.median(times["detectron2"] / values, axis=1).round(1).tolist()
-        milliseconds = np.median(values, axis=1).round(2).tolist()
-        rows.append({"evaluator": name, "ms": milliseconds, "ratio": ratios})
-        cells = (f"{ms:9.2f} ms {r:7.1f}" for ms, r in zip(milliseconds, ratios, strict=True))
-        print(f"{name:26} {' '.join(cells)}")
+    for name, timing in timings.items():
+        ratio = round(speedup(timings["detectron2"], timing), 1)
+        rows.append({"evaluator": name, "ms": round(1000 * timing.median, 2), "ratio": ratio})
+        print(rows[-1])
     present = len(np.unique(class_ids))
     print(f"{present} of {NUM_CLASSES} classes predicted; same confusion matrix: {same}")
-    result = {**machine(), "rounds": args.rounds, "present": present, "same": same, "rows": rows}
-    print(machine())
+    result = {**machine(), "present": present, "same": same, "rows": rows}
     if args.output:
         write_json(args.output, result)
 

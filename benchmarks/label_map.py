@@ -2,7 +2,7 @@
 
 ::
 
-    python benchmarks/label_map.py [--rounds 30] [--threads 2] [--output FILE]
+    python benchmarks/label_map.py [--seconds 5] [--threads 2] [--output FILE]
 
 Logits of 150 classes at stride 4 of a 512x683 image (128x171) become its label map. Both ways take
 turns in each round; reported are medians, and the median of the rounds' ratios. Two layouts:
@@ -12,16 +12,13 @@ kinds of scores: "regions" (25 regions with smooth borders, as of a trained netw
 """
 
 import argparse
-import json
-import time
-from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from common import machine, write_json
 from torch import Tensor
 
+from offseg_d2.analysis import measure_interleaved, speedup
 from offseg_d2.layers import bilinear, interpolated_argmax
 
 NUM_CLASSES, MAP_SIZE, IMAGE_SIZE = 150, (128, 171), (512, 683)
@@ -54,63 +51,39 @@ def blocks(logits: Tensor) -> Tensor:
     return interpolated_argmax(logits[0], rows, columns)
 
 
-def time_in_turn(calls: list[Callable[[], object]], rounds: int) -> np.ndarray:
-    """(calls, rounds, 2) milliseconds, elapsed and of the processor; three rounds warm up."""
-    times = np.zeros((len(calls), rounds + 3, 2))
-    for number in range(rounds + 3):
-        for index, call in enumerate(calls):
-            elapsed, processor = time.perf_counter(), time.process_time()
-            call()
-            times[index, number] = time.perf_counter() - elapsed, time.process_time() - processor
-    return 1000 * times[:, 3:]
-
-
-def measure(kind: str, layout: str, rounds: int) -> dict:
+def measure(kind: str, layout: str, seconds: float) -> dict:
+    """One row: the median of both ways, and the median of the rounds' ratios."""
     logits = make_scores(kind)
     if layout == "innermost":
         logits = logits.to(memory_format=torch.channels_last)
     agreement = float((everything(logits) == blocks(logits)).double().mean())
-    times = time_in_turn([lambda: everything(logits), lambda: blocks(logits)], rounds)
-    (plain, plain_cpu), (ours, ours_cpu) = np.median(times, axis=1)
-    ratios = np.median(times[0] / times[1], axis=0)
+    calls = {"everything": lambda: everything(logits), "blocks": lambda: blocks(logits)}
+    timings = measure_interleaved(calls, seconds=seconds)
     return {
         "scores": kind,
         "classes": layout,
-        "everything_ms": round(plain, 1),
-        "blocks_ms": round(ours, 1),
-        "ratio": round(ratios[0], 2),
-        "everything_processor_ms": round(plain_cpu, 1),
-        "blocks_processor_ms": round(ours_cpu, 1),
-        "processor_ratio": round(ratios[1], 2),
+        "everything_ms": round(1000 * timings["everything"].median, 1),
+        "blocks_ms": round(1000 * timings["blocks"].median, 1),
+        "ratio": round(speedup(timings["everything"], timings["blocks"]), 2),
         "agreement": agreement,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each way in each case")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--output", default="", metavar="FILE", help="write the rows as JSON")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{'scores':13} {'classes':10} {'everything':>12} {'blocks':>10} {'ratio':>6}  processor")
     rows = []
     with torch.inference_mode():
         for kind in (*REGIONS, "noise"):
             for layout in ("innermost", "outermost"):
-                row = measure(kind, layout, args.rounds)
-                rows.append(row)
-                print(
-                    f"{kind:13} {layout:10} {row['everything_ms']:9.1f} ms {row['blocks_ms']:7.1f} "
-                    f"ms {row['ratio']:6.2f}  {row['everything_processor_ms']:.1f} : "
-                    f"{row['blocks_processor_ms']:.1f} ms = {row['processor_ratio']:.2f}"
-                    f"   agreement {100 * row['agreement']:.4f} %",
-                    flush=True,
-                )
+                rows.append(measure(kind, layout, args.seconds))
+                print(rows[-1], flush=True)
     if args.output:
-        write_json(args.output, {**machine(), "rounds": args.rounds, "rows": rows})
-    else:
-        print(json.dumps(machine()))
+        write_json(args.output, {**machine(), "rows": rows})
 
 
 if __name__ == "__main__":

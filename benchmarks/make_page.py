@@ -1,109 +1,98 @@
-"""Write docs/BENCHMARKS.md from the results that the benchmarks have recorded.
+"""Write docs/BENCHMARKS.md and docs/ACCURACY.md from the results that the benchmarks recorded.
 
 ::
 
-    python benchmarks/make_page.py [--results benchmarks/results] [--output docs/BENCHMARKS.md]
+    python benchmarks/make_page.py [--results benchmarks/results] [--output docs]
 
-Every number on the page comes from a file of the results folder; see ``page.py`` for how a
-benchmark gets its section. A result without a section is an error. A folder in that folder, such
-as ``accuracy/``, is one result: name of each of its files -> content.
+Every number comes from a file of the results folder; ``page.py`` describes how a file gets its
+section. A result without a section is an error. ``results/accuracy/`` makes a page of its own
+(``accuracy_page.py``).
 """
 
 import argparse
 import importlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
-from page import SECTIONS, ordered_sections
+from accuracy_page import accuracy_page
+from page import SECTIONS
 
 HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
 HEAD = """\
 # Benchmarks
 
 <!-- Written by benchmarks/make_page.py from benchmarks/results/*.json; changes here get lost. -->
 
-Every table names the command that records it and the machine on which that was done; ratios are
-those of calls in turn, in one process unless told otherwise. `python benchmarks/make_page.py`
-writes this page anew.
+Speed and memory; what offsets change in accuracy has a page of its own, [ACCURACY](ACCURACY.md).
+Every table names the command that records it and the machine on which that was done. Ratios are
+those of calls in turn, in one process unless documented otherwise. `python benchmarks/make_page.py`
+writes both pages again.
 """
 
 
-def load_sections() -> None:
-    """Import every ``page_*.py``, which registers its sections."""
-    for path in sorted(HERE.glob("page_*.py")):
-        importlib.import_module(path.stem)
-
-
-def read_results(folder: str) -> dict[str, Any]:
-    """Name of each JSON file, without its suffix -> its content; a folder of files likewise.
+def read_results(folder: Path) -> dict[str, Any]:
+    """Name of each JSON file, without its suffix -> its content.
 
     Raises:
-        FileNotFoundError: the folder does not exist.
         ValueError: a file is no JSON.
     """
     results = {}
-    for name in sorted(PathManager.ls(folder)):
-        path = f"{folder}/{name}"
-        if PathManager.isdir(path):
-            content = read_results(path)
-            if content:
-                results[name] = content
-        elif name.endswith(".json"):
-            results[name.removesuffix(".json")] = _read_json(path)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            results[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"`{path}` must be JSON, but: {error}.") from error
     return results
 
 
-def _read_json(path: str) -> Any:
-    with PathManager.open(path) as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"`{path}` must be JSON, but: {error}.") from error
-
-
-def make_page(results: dict[str, Any]) -> str:
-    """The page in Markdown.
+def benchmarks_page(results: Mapping[str, Any]) -> str:
+    """The page on speed and memory in Markdown.
 
     Raises:
         ValueError: a result has no section, or lacks what its section shows.
     """
-    unknown = sorted(set(results) - set(SECTIONS))
-    if unknown:
+    for path in sorted(HERE.glob("page_*.py")):
+        importlib.import_module(path.stem)
+    if unknown := sorted(set(results) - set(SECTIONS)):
         raise ValueError(
             f"Every result must have a section in benchmarks/page_*.py, but {unknown} have none."
         )
     parts = [HEAD]
-    for name, section in ordered_sections():
-        if name not in results:
-            continue
+    for name in sorted(results, key=lambda name: (SECTIONS[name].order, name)):
         try:
-            paragraphs = list(section.write(results[name]))
+            paragraphs = list(SECTIONS[name].write(results[name]))
         except (KeyError, IndexError, TypeError) as error:
             raise ValueError(
                 f"`{name}.json` must hold what its section shows, but: {error!r}."
             ) from error
-        parts += [f"## {section.title}\n", *(f"{paragraph}\n" for paragraph in paragraphs)]
+        parts += [f"## {SECTIONS[name].title}\n", *(f"{paragraph}\n" for paragraph in paragraphs)]
     return "\n".join(parts)
+
+
+def make_pages(results: Path) -> dict[str, str]:
+    """Name of each page -> its text, from a folder of results."""
+    return {
+        "BENCHMARKS.md": benchmarks_page(read_results(results)),
+        "ACCURACY.md": accuracy_page(read_results(results / "accuracy")),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", default=str(HERE / "results"), metavar="FOLDER")
-    parser.add_argument("--output", default=str(ROOT / "docs" / "BENCHMARKS.md"), metavar="FILE")
+    parser.add_argument("--results", type=Path, default=HERE / "results", metavar="FOLDER")
+    parser.add_argument("--output", type=Path, default=HERE.parent / "docs", metavar="FOLDER")
     args = parser.parse_args()
-    load_sections()
     try:
-        page = make_page(read_results(args.results))
-    except (OSError, ValueError) as error:
+        pages = make_pages(args.results)
+    except ValueError as error:
         print(error, file=sys.stderr)
         return 1
-    with PathManager.open(args.output, "w") as file:
-        file.write(page)
-    print(f"wrote {args.output}")
+    for name, text in pages.items():
+        (args.output / name).write_text(text, encoding="utf-8")
+        print(f"wrote {args.output / name}")
     return 0
 
 

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def rewritten(row: re.Match) -> str:
-    """A row of a table with its numbers counted anew."""
+    """A row of a table with its numbers counted again."""
     name = row["name"]
     print(name, flush=True)
     cells = [f"[{name}](../configs/{name}.yaml)", *numbers(name), *cells_of(row[0])[-2:]]

@@ -17,17 +17,12 @@ The plain way needs about 10 GB of free memory; ``--without-everything`` leaves 
 """
 
 import argparse
-import json
-import os
-import resource
-import subprocess
-import sys
-import tempfile
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import machine, write_json
+from common import in_new_process, machine, peak_memory, write_json
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
@@ -81,46 +76,39 @@ def make_image(size: tuple[int, int]) -> Tensor:
 
 
 @torch.inference_mode()
-def run(case: str, way: str, file: str) -> None:
-    """One way in this process: prints its peak, and writes its label map."""
+def run(case: str, way: str) -> tuple[int, np.ndarray | None]:
+    """Peak memory of this process in bytes, and the label map (none of the network alone)."""
+    torch.set_num_threads(1)
     settings, size = CASES[case]
     model, image = build_model(settings), make_image(size)
-    record = {"image": image, "height": HEIGHT, "width": WIDTH}
+    sample = {"image": image, "height": HEIGHT, "width": WIDTH}
+    labels = None
     if way == "network":
         batch = model.normalise(image)[None]
         if settings.mode == "slide":  # the image, and one batch of windows
             crop = batch[..., : settings.crop_size[0], : settings.crop_size[1]]
-            model.forward_scores(crop.repeat(settings.window_batch, 1, 1, 1))
-        else:
-            model.forward_scores(batch)
+            batch = crop.repeat(settings.window_batch, 1, 1, 1)
+        model.forward_scores(batch)
+    elif way == "blocks":
+        labels = model.predict_label_maps([sample])[0]["sem_seg"]
     else:
-        if way == "blocks":
-            labels = model.predict_label_maps([record])[0]["sem_seg"]
-        else:
-            labels = model([record])[0]["sem_seg"].argmax(dim=0).to(torch.uint8)
-        np.save(file, labels.numpy())
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)  # kilobytes on Linux
-
-
-def peak(case: str, way: str, file: str) -> int | None:
-    """Peak memory in bytes; None if the process did not get what it wanted."""
-    command = [sys.executable, __file__, "--case", case, "--way", way, "--file", file]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    if done.returncode < 0:  # killed, most likely for want of memory
-        return None
-    if done.returncode > 0:
-        sys.exit(done.stderr)
-    return int(done.stdout.split()[-1])
+        labels = model([sample])[0]["sem_seg"].argmax(dim=0).to(torch.uint8)
+    return peak_memory(), None if labels is None else labels.numpy()
 
 
 def measure(case: str, ways: tuple[str, ...]) -> dict:
-    with tempfile.TemporaryDirectory() as folder:
-        files = {way: os.path.join(folder, f"{way}.npy") for way in ways}
-        peaks = {way: peak(case, way, file) for way, file in files.items()}
-        row = {"case": case, **{f"{way}_mb": p and round(p / MEGABYTE) for way, p in peaks.items()}}
-        if all(os.path.isfile(files.get(way, "")) for way in WAYS[1:]):
-            ours, plain = (np.load(files[way]) for way in WAYS[1:])
-            row["agreement"] = float((ours == plain).mean())
+    """One row: MB of each way (None if its process was killed), and the share of equal labels."""
+    row, maps = {"case": case}, []
+    for way in ways:
+        try:
+            peak, labels = in_new_process(run, case, way)
+        except BrokenProcessPool:
+            row[f"{way}_mb"] = None
+            continue
+        row[f"{way}_mb"] = round(peak / MEGABYTE)
+        maps += [] if labels is None else [labels]
+    if len(maps) == 2:
+        row["agreement"] = float((maps[0] == maps[1]).mean())
     return row
 
 
@@ -128,29 +116,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--without-everything", action="store_true")
     parser.add_argument("--output", default="", metavar="FILE", help="write the rows as JSON")
-    for name in ("case", "way", "file"):  # of a process that measures itself
-        parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(1)
-    if args.case:
-        run(args.case, args.way, args.file)
-        return
     ways = WAYS[:2] if args.without_everything else WAYS
     rows = []
-    print(f"{'MB':32} {'network':>8} {'blocks':>8} {'beyond':>8} {'everything':>11} {'beyond':>8}")
     for case in CASES:
         row = measure(case, ways if CASES[case][0].mode == "whole" else WAYS[:2])
         rows.append(row)
-        network, blocks, everything = (row.get(f"{way}_mb") for way in WAYS)
-        numbers = f"{network:8} {blocks:8} {blocks - network:8}"
-        if everything:
-            numbers += f" {everything:11} {everything - network:8}"
-            numbers += f"   agreement {100 * row['agreement']:.5f} %"
-        print(f"{case:32} {numbers}", flush=True)
+        print(row, flush=True)
     if args.output:
         write_json(args.output, {**machine(), "rows": rows})
-    else:
-        print(json.dumps(machine()))
 
 
 if __name__ == "__main__":

@@ -1,21 +1,22 @@
-"""The parts of docs/BENCHMARKS.md: what a benchmark writes to be shown there.
+"""Parts of the generated pages: sections, tables, numbers, and the line on the machine.
 
-A benchmark that records ``benchmarks/results/NAME.json`` has a function in a module
-``benchmarks/page_*.py`` (all of them are found by ``make_page.py``)::
+A file ``benchmarks/results/NAME.json`` gets its section of docs/BENCHMARKS.md by a function in a
+module ``benchmarks/page_*.py`` (``make_page.py`` imports all of them)::
 
     @section("NAME", "Title", order=30)
     def name(result: dict[str, Any]) -> Iterator[str]:
         yield "What was measured, in a few words."
-        yield table(["model", "ms"], [[row["model"], row["ms"]] for row in result["rows"]])
+        yield columns_table(result["rows"], {"model": "model", "ms": "ms"})
         yield origin(result, "python benchmarks/NAME.py --output benchmarks/results/NAME.json")
 
 Each string is a paragraph. Numbers come from the JSON alone. Without the file there is no section.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Write = Callable[[Any], Iterable[str]]
+Column = str | Callable[[dict[str, Any]], Any]
 
 
 class Section(NamedTuple):
@@ -36,19 +37,27 @@ SECTIONS: dict[str, Section] = {}  # name of the JSON file, without its suffix -
 
 
 def section(name: str, title: str, *, order: int) -> Callable[[Write], Write]:
-    """Register the function that writes the section of ``results/{name}.json``.
-
-    Raises:
-        ValueError: the file has a section already.
-    """
+    """Register the function that writes the section of ``results/{name}.json``."""
 
     def register(write: Write) -> Write:
-        if name in SECTIONS:
-            raise ValueError(f"'{name}.json' must have one section, but has two.")
         SECTIONS[name] = Section(title, order, write)
         return write
 
     return register
+
+
+def columns_table(rows: Iterable[dict[str, Any]], columns: Mapping[str, Column]) -> str:
+    """A table in Markdown of rows of a result.
+
+    Args:
+        rows: of the result.
+        columns: title -> key of a row, or what makes a cell of a row.
+    """
+    makers = [
+        (lambda row, key=column: row[key]) if isinstance(column, str) else column
+        for column in columns.values()
+    ]
+    return table(list(columns), [[make(row) for make in makers] for row in rows])
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -61,6 +70,14 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     lines = [list(header), ["---", *["---:"] * (len(header) - 1)]]
     lines += [[_cell(value) for value in row] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return number(value)
+    return str(value).replace("|", "\\|")
 
 
 def number(value: float) -> str:
@@ -88,31 +105,14 @@ def origin(result: dict[str, Any], command: str) -> str:
 
 
 def machine_line(result: dict[str, Any]) -> str:
-    """What ``offseg_d2.analysis.machine`` recorded, in one line."""
-    where = [f"{result['processor']}, {_threads(result)}"]
+    """The fields of ``offseg_d2.analysis.machine`` in one line."""
+    threads, cores = result["threads"], result["cores"]
+    where = [f"{result['processor']}, {threads} thread{'s' * (threads != 1)} on {cores} cores"]
     if "gpu" in result:
         where.append(result["gpu"])
     versions = [f"{key} {result[key]}" for key in ("python", "torch", "numpy") if key in result]
     load = f"load before it {result['load'][0]}" if result.get("load") else ""
     return "; ".join(filter(None, [result["date"], *where, ", ".join(versions), load])) + "."
-
-
-def _threads(result: dict[str, Any]) -> str:
-    threads, cores = result["threads"], result["cores"]
-    return f"{threads} thread{'s' * (threads != 1)} on {cores} cores"
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return number(value)
-    return str(value).replace("|", "\\|")
-
-
-def ordered_sections() -> Iterator[tuple[str, Section]]:
-    """Name and section, from top to bottom."""
-    yield from sorted(SECTIONS.items(), key=lambda item: (item[1].order, item[0]))
 
 
 def setting_line(group: dict[str, Any], batch: int) -> str:

@@ -12,25 +12,24 @@ ours      the model as it is trained;
 frugal    the same with `MODEL.BACKBONE.ACTIVATION_CHECKPOINTING`: the blocks are computed
           again in the backward pass.
 
-Times are taken in turn in one process. Peak memory is that of a process for each form, as the
-operating system reports it, the median of several processes (what the allocator cannot use again
-differs from one to the next); `libraries` is what such a process takes before the first step.
-The optimizer's step is the same in all forms and is not counted.
+Times are taken in turn in one process; reported is the fastest, as other load on the machine only
+adds to it. Peak memory is that of a process for each form, as the operating system reports it, the
+median of several processes (what the allocator cannot use again differs from one to the next);
+`libraries` is what such a process takes before the first step. The optimizer's step is the same in
+all forms and is not counted.
 """
 
 import argparse
 import copy
 import json
 import os
-import resource
 import statistics
-import subprocess
 import sys
 import time
 
 import torch
 from authors_order import authors_order
-from common import machine, write_json
+from common import in_new_process, machine, peak_memory, write_json
 from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from detectron2.utils.file_io import PathManager
@@ -89,28 +88,27 @@ def step(model: nn.Module, records: list[dict]) -> tuple[float, float]:
     return time.perf_counter() - start, loss.item()
 
 
-def peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # kilobytes on Linux
+def memory(form: str, config_file: str, batch: int, size: int, threads: int) -> tuple[int, int]:
+    """Bytes before the first step and at the peak, for a process that takes two steps."""
+    torch.set_num_threads(threads)
+    model, records = build(config_file), make_batch(batch, size)
+    model, before = in_form(model, form), peak_memory()
+    for _ in range(2):
+        step(model, records)
+    return before, peak_memory()
 
 
-def memory(args: argparse.Namespace, config_file: str, form: str) -> dict[str, int]:
-    """MB of a process that takes two steps of one form: the median of several."""
-    command = [sys.executable, __file__, "--config-file", config_file, "--form", form]
-    command += ["--batch", str(args.batch), "--size", str(args.size)]
-    command += ["--threads", str(args.threads)]
-    found = []
-    for _ in range(args.processes):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        found.append([int(x) // MEGABYTE for x in done.stdout.split()[-2:]])
-    libraries, whole = (statistics.median_low(values) for values in zip(*found, strict=True))
-    return {"libraries_mb": libraries, "peak_mb": whole}
+def median_memory(form: str, args: argparse.Namespace, config_file: str) -> dict[str, int]:
+    """MB of :func:`memory`, the median of several processes."""
+    options = (form, config_file, args.batch, args.size, args.threads)
+    found = [in_new_process(memory, *options) for _ in range(args.processes)]
+    before, peak = (statistics.median_low(values) for values in zip(*found, strict=True))
+    return {"libraries_mb": before // MEGABYTE, "peak_mb": peak // MEGABYTE}
 
 
 def measure(args: argparse.Namespace, config_file: str) -> dict:
-    """One row of the result."""
-    peaks = {form: memory(args, config_file, form) for form in FORMS}
+    """One row of the result: seconds, memory and gradients of each form."""
+    peaks = {form: median_memory(form, args, config_file) for form in FORMS}
     model, records = build(config_file), make_batch(args.batch, args.size)
     models = {form: in_form(model, form) for form in FORMS}
     losses = {form: step(models[form], records)[1] for form in FORMS}  # also the warm-up
@@ -122,16 +120,13 @@ def measure(args: argparse.Namespace, config_file: str) -> dict:
     name = os.path.splitext(os.path.basename(config_file))[0]
     row = {"model": name, "batch": args.batch, "size": args.size, "classes": NUM_CLASSES}
     for form in FORMS:
-        # The fastest: whatever else runs on the machine only adds to a time.
-        seconds = {"seconds": round(min(times[form]), 3)}
-        seconds["median_seconds"] = round(statistics.median(times[form]), 3)
-        row[form] = {**seconds, **peaks[form], "loss": losses[form]}
+        seconds = round(min(times[form]), 3)
+        row[form] = {"seconds": seconds, **peaks[form], "loss": losses[form]}
         if form != "baseline":
             row[form] |= compare(row["baseline"], row[form])
             pairs = zip(gradients["baseline"], gradients[form], strict=True)
             apart = torch.stack([(a - b).norm() / a.norm().clamp_min(1e-12) for a, b in pairs])
             row[form]["median_relative_gradient_difference"] = float(apart.median())
-            row[form]["largest_relative_gradient_difference"] = float(apart.max())
     return row
 
 
@@ -142,19 +137,6 @@ def compare(base: dict, ours: dict) -> dict[str, float]:
         "memory_ratio": round(ours["peak_mb"] / base["peak_mb"], 3),
         "memory_ratio_beyond_libraries": round(beyond[0] / beyond[1], 3),
     }
-
-
-def report(row: dict) -> None:
-    for form in FORMS[1:]:
-        base, ours = row["baseline"], row[form]
-        print(
-            f"{row['model']:22} {form:6} {base['seconds']:6.2f} s -> {ours['seconds']:5.2f} s "
-            f"({ours['times_faster']:.2f}x)   {base['peak_mb']:5} MB -> {ours['peak_mb']:5} MB "
-            f"({ours['memory_ratio']:.2f}; beyond libraries "
-            f"{ours['memory_ratio_beyond_libraries']:.2f})   "
-            f"gradients differ by {ours['median_relative_gradient_difference']:.1e}",
-            flush=True,
-        )
 
 
 def main() -> None:
@@ -169,23 +151,15 @@ def main() -> None:
         "--processes", type=int, default=3, help="that measure memory, of each form"
     )
     parser.add_argument("--output", default="", metavar="FILE", help="add the rows to this JSON")
-    parser.add_argument("--form", default="", choices=["", *FORMS], help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.form:  # a process that measures its memory
-        model, records = build(args.config_file[0]), make_batch(args.batch, args.size)
-        model, before = in_form(model, args.form), peak()
-        for _ in range(2):
-            step(model, records)
-        print(before, peak())
-        return
     rows = []
     if args.output and PathManager.isfile(args.output):
         with PathManager.open(args.output) as file:
             rows = json.load(file)["rows"]
     for config_file in args.config_file:
         row = measure(args, config_file)
-        report(row)
+        print(row, flush=True)
         same = ("model", "batch", "size")
         rows = [old for old in rows if any(old[key] != row[key] for key in same)] + [row]
         if args.output:

@@ -1,9 +1,8 @@
 """Set-up: states of the environment, its steps and their messages."""
 
-import json
-import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,280 +10,215 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from environment import problems, runner, steps  # noqa: E402
+import setup_env  # noqa: E402
 
 
-class FakeRunner:
-    """Records commands; ``-m venv`` leaves a stand-in, anything else raises ``error``, if any."""
+class Machine:
+    """A clone of files alone: records the steps of a set-up instead of running them.
 
-    def __init__(self, error: problems.SetupError | None = None) -> None:
-        self.commands: list[list[str]] = []
-        self.error = error
+    Attributes:
+        commands: (step, command) of all of them.
+        fails_at: step that fails.
+        found: modules of the environment.
+    """
 
-    def run(self, step: str, command: list[str], cwd: Path) -> str:
-        self.commands.append(command)
+    def __init__(self, folder: Path) -> None:
+        self.venv = folder / ".venv"
+        self.commands: list[tuple[str, tuple[str, ...]]] = []
+        self.fails_at = ""
+        self.platform = setup_env.LOCKED_FOR
+        self.found = set(setup_env.NEEDED)
+
+    def run(self, step: str, *command: str) -> None:
+        self.commands.append((step.split()[0], command))
+        if step.split()[0] == self.fails_at:
+            raise setup_env.SetupError(step)
         if "venv" in command:
-            write_python(Path(command[-1]), exit_status=0)
-        elif self.error is not None:
-            raise self.error
-        return ""
+            (self.venv / "bin").mkdir(parents=True, exist_ok=True)
+            for name in ("pyvenv.cfg", "bin/python"):
+                (self.venv / name).touch()
 
+    def probe(self, python: Path, *modules: str) -> tuple[str, Path, set[str]]:
+        return self.platform, self.venv / "lib", self.found & set(modules)
 
-def write_python(venv: Path, exit_status: int) -> None:
-    """A stand-in for ``venv/bin/python`` that only ends with ``exit_status``."""
-    program = venv / "bin" / "python"
-    program.parent.mkdir(parents=True, exist_ok=True)
-    program.write_text(f"#!/bin/sh\nexit {exit_status}\n")
-    program.chmod(0o755)
+    def set_up(self, fails_at: str = "") -> list[str]:
+        """Steps of one set-up."""
+        self.commands, self.fails_at = [], fails_at
+        if fails_at:
+            with pytest.raises(setup_env.SetupError, match=fails_at):
+                setup_env.make_environment(self.venv)
+        else:
+            setup_env.make_environment(self.venv)
+        return [step for step, _ in self.commands]
 
 
 @pytest.fixture
-def environment(tmp_path, monkeypatch) -> steps.Environment:
-    """An environment of a clone that has only its requirement files; the disk has room."""
-    monkeypatch.setattr(steps, "check_disk", lambda folder: None)
-    for name in steps.FINGERPRINT_FILES:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+def machine(tmp_path, monkeypatch) -> Machine:
+    machine = Machine(tmp_path)
+    (tmp_path / "requirements").mkdir()
+    for name in ("setup.py", *(f"requirements/{n}.txt" for n in ("base", "build", "detectron2"))):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    return steps.Environment(tmp_path, tmp_path / ".venv")
+    monkeypatch.setattr(setup_env, "ROOT", tmp_path)
+    monkeypatch.setattr(setup_env, "REQUIREMENTS", tmp_path / "requirements")
+    monkeypatch.setattr(setup_env, "run", machine.run)
+    monkeypatch.setattr(setup_env, "probe", machine.probe)
+    return machine
 
 
-def finish(environment: steps.Environment) -> None:
-    write_python(environment.venv, exit_status=0)
-    environment.write_state(environment.fingerprint())
+ALL = ["environment", "build", "requirements", "offseg_d2", "check"]
 
 
-# --- states of the environment
-
-
-def test_a_finished_environment_is_ready_and_a_missing_one_is_not(environment):
-    assert not environment.is_ready()
-    finish(environment)
-    assert environment.is_ready()
-
-
-@pytest.mark.parametrize("name", steps.FINGERPRINT_FILES)
-def test_any_changed_requirement_file_makes_the_environment_stale_but_usable(environment, name):
-    finish(environment)
-    with (environment.root / name).open("a") as file:
+def test_a_complete_environment_is_left_alone_until_a_requirement_changes(machine):
+    assert machine.set_up() == ALL
+    assert machine.set_up() == []
+    with (machine.venv.parent / "requirements" / "base.txt").open("a") as file:
         file.write("# changed\n")
-    assert not environment.is_ready()
-    assert environment.why_unusable() == ""
+    assert machine.set_up() == ALL[1:]
+    assert machine.set_up() == []
 
 
-def test_removed_packages_or_a_broken_python_make_the_environment_not_ready(environment):
-    finish(environment)
-    write_python(environment.venv, exit_status=1)
-    assert not environment.is_ready()
-    assert environment.why_unusable() == "its pip does not work"
-    environment.python.unlink()
-    assert not environment.is_ready()
-    assert environment.why_unusable() == "its pip does not work"
+def test_a_removed_package_is_installed_again(machine):
+    machine.set_up()
+    machine.found.remove("torch")
+    assert machine.set_up() == ALL[1:]
 
 
-def test_an_environment_without_one_needed_module_is_not_ready():
-    command = [sys.executable, "-I", "-c", steps._FIND_MODULES]
-    assert runner.quiet([*command, "torch", "detectron2"]).returncode == 0
-    assert runner.quiet([*command, "torch", "no_such_module"]).returncode == 1
+@pytest.mark.parametrize("step", ALL)
+def test_a_set_up_that_ended_at_a_step_is_made_again_from_scratch(machine, step):
+    machine.set_up(fails_at=step)
+    assert machine.set_up() == ALL
+    assert "--clear" in machine.commands[0][1]
+    assert machine.set_up() == []
 
 
-@pytest.mark.parametrize("step", ["venv", "requirements"])
-def test_an_environment_interrupted_at_a_step_is_made_anew(environment, step, capsys):
-    finish(environment)
-    environment.mark(interrupted=step)
-    leftover = environment.venv / "half_copied_package"
-    leftover.touch()
-    fake = FakeRunner()
-    environment.make(fake, "virtual environment")
-    assert not leftover.exists()
-    assert fake.commands == [[sys.executable, "-m", "venv", str(environment.venv)]]
-    assert f"interrupted at the step: {step}" in capsys.readouterr().out
+def test_an_update_that_was_interrupted_is_made_again_from_scratch(machine):
+    machine.set_up()
+    (machine.venv.parent / "setup.py").write_text("# changed")
+    machine.set_up(fails_at="requirements")
+    assert machine.set_up() == ALL
 
 
-def test_a_stop_while_the_folder_is_created_is_noticed(environment):
-    class Killed(Exception):
-        pass
-
-    class KilledRunner(FakeRunner):
-        def run(self, step: str, command: list[str], cwd: Path) -> str:
-            raise Killed
-
-    with pytest.raises(Killed):
-        environment.make(KilledRunner(), "virtual environment")
-    assert environment.venv.is_dir()
-    write_python(environment.venv, exit_status=0)
-    assert "interrupted at the step: virtual environment" in environment.why_unusable()
+def test_an_environment_that_was_moved_is_made_again(machine):
+    machine.set_up()
+    stamp = machine.venv / setup_env.STAMP
+    stamp.write_text(stamp.read_text().replace(str(machine.venv), "/elsewhere/.venv"))
+    assert machine.set_up() == ALL
 
 
-def test_a_damaged_state_file_and_a_moved_clone_make_it_anew(environment):
-    finish(environment)
-    (environment.venv / steps.STATE_FILE).write_text('{"place": ')
-    assert environment.why_unusable() == "it was made for another folder or half made"
-    environment.write_state({**environment.fingerprint(), "place": "/elsewhere/.venv"})
-    assert environment.why_unusable() == "it was made for another folder or half made"
+def test_an_environment_made_by_the_user_is_completed_and_never_deleted(machine):
+    machine.run("by hand", "python", "-m", "venv")
+    assert machine.set_up(fails_at="requirements") == ["build", "requirements"]
+    assert machine.set_up() == ALL[1:]
 
 
-def test_an_environment_made_by_the_user_is_kept_and_never_marked(environment):
-    write_python(environment.venv, exit_status=0)
-    fake = FakeRunner()
-    environment.make(fake, "virtual environment")
-    environment.install_requirements(fake, "requirements")
-    assert not any("venv" in command for command in fake.commands)
-    assert environment.state() is None
-    assert environment.why_unusable() == ""
+def test_a_folder_that_is_no_environment_is_refused(machine):
+    machine.venv.mkdir()
+    (machine.venv / "notes.txt").touch()
+    with pytest.raises(setup_env.SetupError, match=r"`--venv` must be a new folder or an envir"):
+        setup_env.make_environment(machine.venv)
+    assert machine.commands == []
 
 
 @pytest.mark.parametrize(
-    ("output", "usable"),
-    [
-        ("Collecting torch\nERROR: Could not find a version", True),
-        ("Installing collected packages: torch\nNo space left on device", False),
-    ],
+    ("platform", "expected"),
+    [(setup_env.LOCKED_FOR, "base.txt"), ("CPython 3.12 linux aarch64", "base.in")],
 )
-def test_a_failed_pip_spoils_the_environment_only_once_it_copied_files(environment, output, usable):
-    finish(environment)
-    error = problems.SetupError("failed", output)
-    with pytest.raises(problems.SetupError):
-        environment.install_requirements(FakeRunner(error), "requirements")
-    assert not environment.is_ready()
-    assert (environment.why_unusable() == "") is usable
+def test_hashes_are_required_where_the_lock_fits(machine, platform, expected):
+    machine.platform = platform
+    machine.set_up()
+    commands = dict(machine.commands)
+    assert commands["requirements"][-1].endswith(expected)
+    assert ("--require-hashes" in commands["requirements"]) == (expected == "base.txt")
+    assert "--require-hashes" in commands["build"]
 
 
-def test_hashes_are_required_where_the_lock_fits_and_the_open_list_serves_elsewhere(
-    environment, monkeypatch, capsys
-):
-    finish(environment)
-    fake = FakeRunner()
-    environment.install_requirements(fake, "requirements")  # the stand-in tells no platform
-    assert fake.commands[-1][-2:] == ["-r", str(environment.root / "requirements/base.in")]
-    assert "--require-hashes" not in fake.commands[-1]
-    assert "without hashes" in capsys.readouterr().out
-    monkeypatch.setattr(steps, "LOCKED_PLATFORM", "")
-    environment.install_requirements(fake, "requirements")
-    assert fake.commands[-1][-1] == str(environment.root / "requirements/base.txt")
-    assert "--require-hashes" in fake.commands[-1]
+# --- Detectron2
 
 
-def test_detectron2_is_moved_without_the_wheels_tools_folder_and_others_tools_stay(tmp_path):
-    staging, purelib = tmp_path / "staging", tmp_path / "site-packages"
-    for folder in ("detectron2", "tools", "sal_detectron2-0.7.2.dist-info"):
-        (staging / folder).mkdir(parents=True)
-        (staging / folder / "new").touch()
-    for folder in ("detectron2", "tools", "sal_detectron2-0.7.1.dist-info"):
-        (purelib / folder).mkdir(parents=True)
-        (purelib / folder / "old").touch()
-    steps.move_detectron2(staging, purelib)
-    found = {path.relative_to(purelib).as_posix() for path in purelib.glob("*/*")}
+def write_wheel(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "sal_detectron2-0.7.2-cp310.whl", "w") as archive:
+        for name in ("detectron2", "tools", "sal_detectron2-0.7.2.dist-info"):
+            archive.writestr(f"{name}/new", "")
+
+
+def test_detectron2_leaves_the_tools_folder_of_its_wheel_behind(tmp_path):
+    write_wheel(tmp_path)
+    packages = tmp_path / "site-packages"
+    for name in ("detectron2", "tools", "sal_detectron2-0.7.1.dist-info"):
+        (packages / name).mkdir(parents=True)
+        (packages / name / "old").touch()
+    setup_env.unpack_detectron2(tmp_path, packages, "sal_detectron2-0.7.2.dist-info")
+    found = {path.relative_to(packages).as_posix() for path in packages.glob("*/*")}
     assert found == {"detectron2/new", "sal_detectron2-0.7.2.dist-info/new", "tools/old"}
 
 
 @pytest.mark.parametrize(
-    ("distribution", "version", "expected"),
-    [("sal_detectron2", "0.7.2", "pinned"), ("detectron2", "0.6", "other"), ("", "", "absent")],
+    ("found", "metadata", "is_downloaded"),
+    [
+        (True, "sal_detectron2-0.7.2.dist-info", False),
+        (True, "", False),  # another build, such as the official one
+        (True, "sal_detectron2-0.7.1.dist-info", True),
+        (False, "sal_detectron2-0.7.2.dist-info", True),
+        (False, "", True),
+    ],
 )
-def test_a_detectron2_that_is_there_is_told_from_the_pinned_wheel(
-    tmp_path, distribution, version, expected
+def test_detectron2_is_downloaded_with_its_hash_unless_it_is_there(
+    machine, monkeypatch, found, metadata, is_downloaded
 ):
-    if distribution:
-        (tmp_path / "detectron2").mkdir()
-        (tmp_path / "detectron2" / "__init__.py").touch()
-        metadata = tmp_path / f"{distribution}-{version}.dist-info"
-        metadata.mkdir()
-        (metadata / "METADATA").write_text(f"Name: {distribution}\nVersion: {version}\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{steps._FIND_DETECTRON2}"
-    result = runner.quiet([sys.executable, "-I", "-S", "-c", code, "0.7.2"])
-    assert result.stdout.strip() == expected, result.stderr
+    machine.found = {"detectron2"} if found else set()
+    packages = machine.venv / "lib"
+    (packages / metadata).mkdir(parents=True)
+    unpacked = []
+    monkeypatch.setattr(setup_env, "unpack_detectron2", lambda *args: unpacked.append(args[1:]))
+    setup_env.install_detectron2(machine.venv / "bin" / "python")
+    assert unpacked == [(packages, "sal_detectron2-0.7.2.dist-info")] * is_downloaded
+    assert all("--require-hashes" in command for _, command in machine.commands)
+    assert len(machine.commands) == is_downloaded
 
 
 # --- commands and messages
 
 
-def test_a_failed_step_tells_step_command_last_lines_and_remedy(tmp_path):
-    run = runner.Runner(tmp_path / "log", steps=1)
-    run.hold_lock(tmp_path / "lock")
-    code = "print(*range(100), 'No space left on device', sep='\\n'); raise SystemExit(3)"
-    with pytest.raises(problems.SetupError) as caught:
-        run.run("requirements", [sys.executable, "-c", code], tmp_path)
+def test_a_failed_command_names_its_step_and_what_to_do(capfd):
+    with pytest.raises(setup_env.SetupError) as caught:
+        setup_env.run("requirements", sys.executable, "-c", "print('why'); raise SystemExit(3)")
     lines = str(caught.value).splitlines()
     assert lines[0] == "Set-up failed at the step: requirements (exit status 3)."
     assert lines[1].startswith(f"  Command: {sys.executable} -c ")
-    assert "    | 99" in lines
-    assert "    | 10" not in lines
-    assert "  What to do: The disk is full: free some space." in lines
-    assert lines[-1] == f"  The whole output is in {tmp_path / 'log'}."
-    assert len((tmp_path / "log").read_text().splitlines()) == 101
+    assert "run the same command again" in lines[2]
+    assert "why" in capfd.readouterr().out
+    with pytest.raises(setup_env.SetupError, match="exit status 127"):
+        setup_env.run("step", "/no/such/program")
 
 
-def test_a_program_that_cannot_start_is_a_failed_step(tmp_path):
-    run = runner.Runner(tmp_path / "log", steps=1)
-    run.hold_lock(tmp_path / "lock")
-    with pytest.raises(problems.SetupError, match="exit status 127"):
-        run.run("step", [str(tmp_path / "missing")], tmp_path)
+def test_an_interpreter_tells_its_platform_packages_and_modules(tmp_path):
+    platform, packages, found = setup_env.probe(Path(sys.executable), "torch", "no_such_module")
+    assert platform.startswith("CPython 3.")
+    assert (packages / "torch").is_dir()
+    assert found == {"torch"}
+    assert setup_env.probe(tmp_path / "missing", "torch") == ("", Path(), set())
 
 
-@pytest.mark.parametrize(
-    ("output", "remedy"),
-    [
-        ("created successfully because ensurepip is not available", "install -y python3-venv"),
-        ("/usr/bin/python3: No module named venv", "install -y python3-venv"),
-        ("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM", "not the one that was locked"),
-        ("[Errno -3] Temporary failure in name resolution", "check the network"),
-        ("ERROR: No matching distribution found for x", "check the network"),
-        ("OSError: [Errno 28] No space left on device", "free some space"),
-        ("something new", "run the same command again"),
-    ],
-)
-def test_advice_fits_the_cause(output, remedy):
-    assert remedy in problems.advice(output)
+def test_an_old_python_is_refused_with_how_to_name_another(monkeypatch):
+    monkeypatch.setattr(setup_env.sys, "version_info", (3, 9, 2))
+    monkeypatch.setattr(sys, "argv", ["setup_env.py"])
+    with pytest.raises(SystemExit, match=r"must be 3\.10 or newer.* make setup PYTHON=python3\.11"):
+        setup_env.main()
 
 
-def test_an_old_python_is_refused_with_what_to_install():
-    problems.check_python((3, 10, 0))
-    with pytest.raises(problems.SetupError, match=r"must be 3\.10 or newer.* is 3\.9\.2"):
-        problems.check_python((3, 9, 2))
-
-
-def test_too_little_disk_space_is_refused_with_the_folder_and_the_need(tmp_path, monkeypatch):
-    monkeypatch.setattr(problems, "NEEDED_GB", 1e9)
-    with pytest.raises(problems.SetupError, match="check disk space") as caught:
-        problems.check_disk(tmp_path)
-    assert str(tmp_path) in str(caught.value)
-
-
-def test_a_second_setup_waits_for_the_first_one(tmp_path):
-    holder_code = (
-        "import sys, time; from pathlib import Path; from environment.runner import Runner;"
-        f"folder = Path({str(tmp_path)!r}); run = Runner(folder / 'log', 1);"
-        "run.hold_lock(folder / 'lock'); print('held', flush=True); {rest}"
+def test_a_second_set_up_waits_for_the_first_one_and_what_it_left_running(tmp_path):
+    code = (
+        "import pathlib, subprocess, sys; import setup_env;"
+        f"setup_env.ROOT = pathlib.Path({str(tmp_path)!r}); lock = setup_env.lock_clone();"
+        "print('held', flush=True);"
     )
+    child = "subprocess.run(['cat'], close_fds=False)"  # ends with the input
     options = {"cwd": ROOT / "tools", "stdout": subprocess.PIPE, "text": True}
-    first_code = holder_code.format(rest="sys.stdin.read()")
-    with subprocess.Popen(
-        [sys.executable, "-c", first_code], stdin=subprocess.PIPE, **options
-    ) as first:
+    first = subprocess.Popen([sys.executable, "-c", code + child], stdin=subprocess.PIPE, **options)
+    with first:
         assert first.stdout.readline() == "held\n"
-        with subprocess.Popen(
-            [sys.executable, "-c", holder_code.format(rest="")], **options
-        ) as second:
+        with subprocess.Popen([sys.executable, "-c", code], **options) as second:
             assert "waiting" in second.stdout.readline()
+            first.kill()
             first.stdin.close()
             assert second.stdout.readline() == "held\n"
-
-
-def test_setup_check_of_a_ready_environment_takes_below_a_second(environment):
-    finish(environment)
-    before = os.times().elapsed
-    assert environment.is_ready()
-    assert os.times().elapsed - before < 1.0
-
-
-def test_state_file_is_replaced_in_one_move(environment):
-    finish(environment)
-    environment.write_state({"place": "x"})
-    assert json.loads((environment.venv / steps.STATE_FILE).read_text()) == {"place": "x"}
-    assert [path.name for path in environment.venv.glob("*.new")] == []
-
-
-def test_pinned_version_is_read_past_comments_and_hashes(tmp_path):
-    path = tmp_path / "one.txt"
-    path.write_text("# not==this\nname==1.2.3 \\\n    --hash=sha256:00\n")
-    assert steps.pinned_version(path) == "1.2.3"

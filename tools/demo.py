@@ -35,7 +35,6 @@ from offseg_d2.inference.demo import (
 from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.inference.segmenter import Segmenter
-from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.visualization.drawing import STYLES, DrawOptions
 
@@ -96,7 +95,6 @@ def run(args: argparse.Namespace) -> int:
     """Draw everything; returns the exit status."""
     for name in ("fvcore", "offseg_d2"):
         setup_logger(name=name)
-    keep_freed_memory()
     options = DrawOptions(args.draw, args.opacity, args.legend, tuple(args.classes))
     if args.input:
         plan(args.input, args.output, args.draw)  # mistakes show before the model loads

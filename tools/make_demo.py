@@ -26,7 +26,6 @@ from offseg_d2.data import label_map_of, read_image, read_label_map
 from offseg_d2.engine import Trainer, setup_run
 from offseg_d2.evaluation import metrics_from_confusion
 from offseg_d2.inference.predictor import Predictor
-from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
@@ -79,7 +78,6 @@ def main() -> None:
     logging.disable(logging.INFO)  # environment and whole configuration: config.yaml has the latter
     cfg = setup_run(cfg, argparse.Namespace(eval_only=False))
     logging.disable(logging.NOTSET)
-    keep_freed_memory()
     miou = Trainer(cfg).train()["sem_seg"]["mIoU"]
     trained = load_config(str(CONFIG), ["MODEL.WEIGHTS", str(folder / "model_final.pth")])
     draw_pictures(trained, folder / "pictures")

@@ -22,7 +22,6 @@ from typing import Any
 import offseg_d2  # noqa: F401  (first: it silences a warning that Detectron2 causes)
 
 # isort: split
-import torch
 from detectron2.config import CfgNode
 from detectron2.engine import default_argument_parser
 
@@ -30,7 +29,6 @@ from offseg_d2.checkpoint import last_checkpoint
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.distributed.launch import add_launch_arguments, launch, launch_options
 from offseg_d2.engine import Trainer, evaluate, setup_run
-from offseg_d2.process_memory import keep_freed_memory
 from offseg_d2.utils.cli import report_user_errors
 
 
@@ -72,8 +70,6 @@ def read_config(args: argparse.Namespace) -> CfgNode:
 def run(cfg: CfgNode, args: argparse.Namespace) -> Any:
     """Train or evaluate, in each process."""
     cfg = setup_run(cfg, args)
-    if torch.device(cfg.MODEL.DEVICE).type == "cpu":
-        keep_freed_memory()
     if not args.eval_only:
         trainer = Trainer(cfg)
         trainer.resume_or_load(resume=args.resume)

@@ -19,6 +19,6 @@ resizes to the same size) is not repeated here: the baseline is their mathematic
 All of it is plain PyTorch with plain autograd, so the forms can be trained as well.
 """
 
-from .swap import authors_order, label_maps, logits
+from .swap import authors_order, logits
 
-__all__ = ["authors_order", "label_maps", "logits"]
+__all__ = ["authors_order", "logits"]

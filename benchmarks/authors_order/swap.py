@@ -112,16 +112,3 @@ def logits(model: nn.Module, images: Tensor) -> Tensor | dict[str, Any]:
         "pred_masks" (B, Q, h, w).
     """
     return model.sem_seg_head(model.backbone(model._padded(images)))
-
-
-def label_maps(model: nn.Module, images: Tensor) -> Tensor:
-    """The best class of each pixel: all scores resized to the image's size, then argmax.
-
-    Args:
-        model: what :func:`authors_order` gave.
-        images: (B, 3, H, W), normalised, of any size.
-
-    Returns:
-        (B, H, W) int64 class ids.
-    """
-    return model.forward_network(images).argmax(dim=1)

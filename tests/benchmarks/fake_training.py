@@ -1,7 +1,6 @@
 """Stands for tools/train_net.py: as many "iterations" as asked for, resumable, without a model.
 
-Arguments are those of tools/train_net.py. Each iteration takes FAKE_SECONDS; with FAKE_STATUS it
-fails. A line in FAKE_LOG tells what was done.
+Each iteration takes FAKE_SECONDS; with FAKE_STATUS it fails. A line in FAKE_LOG records a training.
 """
 
 import json
@@ -12,11 +11,9 @@ from pathlib import Path
 
 
 def main() -> None:
-    arguments = sys.argv[1:]
-    flag, options = arguments[2], arguments[3:]
+    flag, options = sys.argv[3], sys.argv[4:]
     values = dict(zip(options[::2], options[1::2], strict=True))
     folder = Path(values["OUTPUT_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
     score = 40.0 + int(values["SEED"]) + (values["MODEL.SEM_SEG_HEAD.CLASSIFIER"] == "offset")
     if os.environ.get("FAKE_STATUS"):
         sys.exit("no luck")
@@ -32,7 +29,7 @@ def main() -> None:
     with open(folder / "metrics.json", "a") as metrics:
         for iteration in range(start, last):
             time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
-            entry = {"iteration": iteration, "total_loss": 1.0 / (iteration + 1), "time": 0.5}
+            entry = {"iteration": iteration, "total_loss": 1.0 / (iteration + 1)}
             metrics.write(json.dumps(entry) + "\n")
             metrics.flush()
             (folder / "unfinished").write_text(str(iteration + 1))

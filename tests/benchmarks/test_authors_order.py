@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.authors_order import authors_order, label_maps, logits
+from benchmarks.authors_order import authors_order, logits
 from benchmarks.authors_order.fusion import carafe as authors_carafe
 from offseg_d2.layers import carafe
 from offseg_d2.modeling import PerPixelSegmentor
@@ -48,14 +48,13 @@ def as_tensor(result: Tensor | dict[str, Any]) -> Tensor:
 
 @pytest.mark.parametrize("host", HOSTS)
 @torch.no_grad()
-def test_authors_order_gives_the_same_logits_scores_and_label_maps(host: str) -> None:
+def test_authors_order_gives_the_same_logits_and_scores(host: str) -> None:
     model, authors = build(host)
     # 96 x 160 resizes the attention biases, and 90 x 150 is padded besides
     images = torch.randn(2, 3, 90, 150, dtype=torch.float64)
     assert_close(as_tensor(logits(authors, images)), as_tensor(logits(model, images)))
     ours, theirs = model.forward_network(images), authors.forward_network(images)
     assert_close(theirs, ours)
-    assert torch.equal(label_maps(authors, images), ours.argmax(dim=1))
 
 
 @pytest.mark.parametrize("host", ["offseg_t", "segformer_b0"])
