@@ -173,14 +173,15 @@ def write_case(folder, name: str, tensors: dict, batch: int = 1, **others) -> Pa
     return ParityCase(folder / f"{name}.npz")
 
 
-def check_and_disturb(case: ParityCase, key: str) -> None:
-    """All rows pass; with one value of ``key`` changed, those of that tensor fail."""
-    assert not [(row.tensor, row.remark) for row in run_case(case.path) if not row.passed]
+def check_with_a_disturbed_value(case: ParityCase, key: str) -> None:
+    """All rows pass but those of ``key``, of which a value is made 0.01 larger."""
     entries = dict(case.data)
     entries[f"{key}__sample"] = entries[f"{key}__sample"].copy()
     entries[f"{key}__sample"][7] += 1e-2
     np.savez(case.path, **entries)
-    assert {row.tensor for row in run_case(case.path) if not row.passed} == {key}
+    failed = [row for row in run_case(case.path) if not row.passed]
+    assert {row.tensor for row in failed} == {key}
+    assert all(abs(row.difference - 1e-2) < 1e-3 for row in failed)  # nothing else is wrong in it
 
 
 def test_images_of_a_batch_get_nmf_bases_of_their_own(tmp_path):
@@ -196,7 +197,9 @@ def test_images_of_a_batch_get_nmf_bases_of_their_own(tmp_path):
     assert logits.shape == (2, 150, 8, 12)
     labels = logits.argmax(1).numpy().astype(np.uint8)
     tensors = {"input": pixels, "logits": logits}
-    check_and_disturb(write_case(tmp_path, name, tensors, 2, logits_argmax=labels), "logits")
+    check_with_a_disturbed_value(
+        write_case(tmp_path, name, tensors, 2, logits_argmax=labels), "logits"
+    )
 
 
 def test_training_case_takes_sizes_from_its_input(tmp_path):
@@ -226,7 +229,7 @@ def test_mask_query_host_is_compared_at_the_size_of_the_case(tmp_path):
     keys = ("input", "backbone3", "cls_pred1", "mask_pred9", "sem_seg")
     tensors = {key: found[key] for key in keys}
     noise = {f"{key}__fp64diff": np.float64(1e-4) for key in keys}
-    check_and_disturb(write_case(tmp_path, name, tensors, 2, **noise), "sem_seg")
+    check_with_a_disturbed_value(write_case(tmp_path, name, tensors, 2, **noise), "sem_seg")
 
 
 def test_mask_query_pipeline_reads_both_sizes_from_the_case(tmp_path):
@@ -239,7 +242,7 @@ def test_mask_query_pipeline_reads_both_sizes_from_the_case(tmp_path):
     tensors = {"input": F.pad(model.normalise(image)[None], [0, 6, 0, 14]), "seg_logits": scores}
     label_map = scores.argmax(0).numpy().astype(np.uint8)
     case = write_case(tmp_path, name, tensors, label_map=label_map)
-    check_and_disturb(case, "seg_logits")
+    check_with_a_disturbed_value(case, "seg_logits")
 
 
 def test_a_tensor_that_is_not_computed_here_fails_without_hiding_the_others(tmp_path):

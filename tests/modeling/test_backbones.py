@@ -85,7 +85,13 @@ def test_every_variant_is_tested():
     assert {f: set(t) for f, t in TABLES.items()} == {f: set(v) for f, v in VARIANTS.items()}
 
 
-@pytest.mark.parametrize(("family", "variant"), ALL)
+LARGE_SWIN = (("Swin", "b"), ("Swin", "l"))  # some seconds even without memory
+
+
+@pytest.mark.parametrize(
+    ("family", "variant"),
+    [pytest.param(*x, marks=[pytest.mark.slow] if x in LARGE_SWIN else []) for x in ALL],
+)
 def test_variant_has_the_published_widths_and_number_of_parameters(family, variant):
     channels, parameters = VARIANTS[family][variant]
     with torch.device("meta"):
@@ -100,8 +106,9 @@ def test_variant_has_the_published_widths_and_number_of_parameters(family, varia
 
 @pytest.mark.parametrize(("family", "variant"), [x for x in ALL if x[0] != "Swin"])
 def test_features_of_every_variant_have_its_output_shape(family, variant):
-    with torch.device("meta"):
-        features = CLASSES[family](variant=variant).eval()(torch.empty(1, 3, 32, 64))
+    # Attention in float32 needs a device that autocast knows.
+    with torch.device("cpu" if family == "EfficientFormerV2" else "meta"), torch.no_grad():
+        features = CLASSES[family](variant=variant).eval()(torch.zeros(1, 3, 32, 64))
     widths = VARIANTS[family][variant][0]
     shapes = [(1, width, 8 >> i, 16 >> i) for i, width in enumerate(widths)]
     assert [tuple(x.shape) for x in features.values()] == shapes
@@ -184,7 +191,7 @@ def drop_path_rates(backbone: nn.Module) -> list[float]:
     [
         ("EfficientFormerV2", "s1", 0.0, 21),
         ("EfficientFormerV2", "s2", 0.02, 28),
-        ("EfficientFormerV2", "l", 0.1, 40),
+        ("EfficientFormerV2", "l", 0.1, 35),
         ("MiT", "b0", 0.1, 8),
         ("MSCAN", "t", 0.1, 13),
         ("MSCAN", "l", 0.3, 38),
@@ -200,17 +207,21 @@ def test_drop_path_grows_linearly_over_all_blocks(family, variant, largest, bloc
 
 
 @pytest.mark.parametrize(
-    ("family", "variant"),
-    [("EfficientFormerV2", "s2"), ("MiT", "b1"), ("MSCAN", "s"), ("Swin", "s")],
+    ("family", "variant", "largest"),
+    [
+        ("EfficientFormerV2", "s2", 0.02),
+        ("MiT", "b1", 0.1),
+        ("MSCAN", "s", 0.1),
+        ("Swin", "s", 0.3),
+    ],
 )
-def test_configuration_chooses_variant_and_drop_path(family, variant):
+def test_configuration_chooses_variant_and_drop_path(family, variant, largest):
     section = f"MODEL.{SECTIONS.get(family, family.upper())}"
     opts = ["MODEL.BACKBONE.NAME", family, f"{section}.VARIANT", variant, "MODEL.DEVICE", "meta"]
     with torch.device("meta"):
         own = build_backbone(load_config("", opts))
         given = build_backbone(load_config("", [*opts, f"{section}.DROP_PATH_RATE", "0.2"]))
-        expected = CLASSES[family](variant=variant)
-    assert drop_path_rates(own) == drop_path_rates(expected)
+    assert max(drop_path_rates(own)) == pytest.approx(largest)
     assert max(drop_path_rates(given)) == pytest.approx(0.2)
     assert [s.channels for s in own.output_shape().values()] == list(VARIANTS[family][variant][0])
 
@@ -221,5 +232,5 @@ def test_unknown_variant_and_rate_are_refused(family):
     message = rf"^`MODEL.{section}.VARIANT` must be one of \[.*{known[0]}.*\], but is 'x'\.$"
     with pytest.raises(ValueError, match=message):
         CLASSES[family](variant="x")
-    with pytest.raises(ValueError, match=r"must be in \[0, 1\), but is 1"):
-        CLASSES[family](variant=known[0], drop_path_rate=1.0)
+    with pytest.raises(ValueError, match=r"must be in \[0, 1\), but is 1"), torch.device("meta"):
+        CLASSES[family](variant=next(iter(VARIANTS[family])), drop_path_rate=1.0)

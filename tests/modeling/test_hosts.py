@@ -22,7 +22,8 @@ HOSTS: dict[str, tuple[Any, ...]] = {
     "offseg_t": SMALL_OFFSEG,
     "segformer_b0": FIVE,
     "segnext_t": (*FIVE, "MODEL.LIGHT_HAM.CHANNELS", 64),
-    "mask2former_offseg_t": SMALL_MASK2FORMER,
+    # With 32 channels each group of the group norms would be a single one.
+    "mask2former_offseg_t": (*SMALL_MASK2FORMER, "MODEL.SEM_SEG_HEAD.CONVS_DIM", 64),
 }
 MASK_QUERY = "mask2former_offseg_t"
 MASK_LOSSES = {
@@ -73,7 +74,7 @@ def test_evaluation_is_repeatable_and_images_of_a_batch_are_independent(host, cl
     for scores, again in zip(together, predict(model, batch), strict=True):
         assert torch.equal(scores, again)
         assert scores.dtype == torch.float64
-    for record, scores in zip(batch, together, strict=True):
+    for record, scores in zip(batch[:2], together[:2], strict=True):
         assert_close(scores, predict(model, [record])[0], 1e-9)
 
 
@@ -85,11 +86,10 @@ def test_training_gives_losses_whose_gradients_reach_every_parameter(host, class
     assert set(losses) == (MASK_LOSSES if host == MASK_QUERY else {"loss_sem_seg"})
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
-    part = "sem_seg_head.predictor." if host == MASK_QUERY else "sem_seg_head."
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
         # Biases before a norm have no influence in training; the heads have none.
-        assert parameter.grad.any() or not name.startswith(part), name
+        assert parameter.grad.any() or not name.startswith("sem_seg_head."), name
 
 
 @pytest.mark.parametrize("host", sorted(HOSTS))
