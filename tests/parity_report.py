@@ -22,7 +22,7 @@ Runner = Callable[[ParityCase], Iterator[Row]]
 
 # First match wins; patterns are those of fnmatch.
 RUNNERS: tuple[tuple[str, Runner], ...] = (
-    ("A_offset_learning_mask", modules.offset_masks),
+    ("A_offset_learning_mask*", modules.offset_masks),
     ("A_offset_learning*", modules.offset_classifier),
     ("B_carafe*", modules.carafe_cases),
     ("B_freqfusion_*", modules.freq_fusion),
@@ -31,10 +31,9 @@ RUNNERS: tuple[tuple[str, Runner], ...] = (
     ("DX_*", models.segmentor),
     ("E_*", models.segmentor),
     ("F_*", models.segmentor),
-    ("G_mask2former_swin_t_ade20k_train", mask2former.training_losses),
-    ("G_mask2former_swin_t_ade20k_*", mask2former.predictions),
-    ("G_*", models.segmentor),
-    ("H_mask2former_swin_t_ade20k_*", mask2former.pipeline),
+    ("G_mask2former_*_train*", mask2former.training_losses),
+    ("G_mask2former_*", mask2former.predictions),
+    ("H_mask2former_*", mask2former.pipeline),
     ("H_*", models.pipeline),
     ("I_*", models.training_loss),
     ("J_iou_metric*", modules.iou_metric),

@@ -6,11 +6,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from offseg_d2.layers import NMF2D
 from tests import parity_report
 from tests.common import ROOT
+from tests.golden import parity_rules
 from tests.golden.make import FOLDER, Cut, cut_case
+from tests.parity import mask2former
 from tests.parity.case import DEFAULT_TOLERANCE, ParityCase, Row, SkipCase
+from tests.parity.models import build_case_model
 from tests.parity_report import run_case
 
 SMALL = "A_offset_learning_small"
@@ -151,6 +156,101 @@ def test_sizes_are_read_from_the_file(tmp_path):
     rows = {row.tensor: row for row in run_case(tmp_path / "A_offset_learning_k7.npz")}
     assert rows.keys() == shapes.keys()
     assert not any(row.remark for row in rows.values())  # no complaint about a shape
+
+
+def write_case(folder, name: str, tensors: dict, batch: int = 1, **others) -> ParityCase:
+    """A case of every entry of ``tensors``, with the checksums of its image or ``batch`` images."""
+    entries = {}
+    for key, tensor in tensors.items():
+        entries[f"{key}__shape"], entries[f"{key}__step"] = np.array(tensor.shape), np.int64(1)
+        entries[f"{key}__sample"] = tensor.detach().numpy().reshape(-1)
+    np.savez(folder / f"{name}.npz", image_crc32=np.zeros(batch, np.int64), **entries, **others)
+    height, width = ParityCase(folder / f"{name}.npz").size()
+    names = [f"{name}/img{i}" for i in range(batch)] if batch > 1 else [name]
+    sums = [parity_rules.crc(parity_rules.image(x, height, width)) for x in names]
+    checksums = np.array(sums if batch > 1 else sums[0])
+    np.savez(folder / f"{name}.npz", image_crc32=checksums, **entries, **others)
+    return ParityCase(folder / f"{name}.npz")
+
+
+def check_with_a_disturbed_value(case: ParityCase, key: str) -> None:
+    """All rows pass but those of ``key``, of which a value is made 0.01 larger."""
+    entries = dict(case.data)
+    entries[f"{key}__sample"] = entries[f"{key}__sample"].copy()
+    entries[f"{key}__sample"][7] += 1e-2
+    np.savez(case.path, **entries)
+    failed = [row for row in run_case(case.path) if not row.passed]
+    assert {row.tensor for row in failed} == {key}
+    assert all(abs(row.difference - 1e-2) < 1e-3 for row in failed)  # nothing else is wrong in it
+
+
+def test_images_of_a_batch_get_nmf_bases_of_their_own(tmp_path):
+    name = "F_segnext_t_ade20k_64x96"
+    case = write_case(tmp_path, name, {}, batch=2)
+    model = build_case_model(case).model
+    (ham,) = (m for m in model.modules() if isinstance(m, NMF2D))
+    bases = torch.from_numpy(parity_rules.uniform("nmf_bases", (2, ham.channels, ham.rank)))
+    ham.injected_bases = bases / bases.norm(dim=1, keepdim=True)
+    pixels = torch.stack([model.normalise(image) for image in case.images()])
+    with torch.no_grad():
+        logits = model.sem_seg_head(model.backbone(pixels))
+    assert logits.shape == (2, 150, 8, 12)
+    labels = logits.argmax(1).numpy().astype(np.uint8)
+    tensors = {"input": pixels, "logits": logits}
+    check_with_a_disturbed_value(
+        write_case(tmp_path, name, tensors, 2, logits_argmax=labels), "logits"
+    )
+
+
+def test_training_case_takes_sizes_from_its_input(tmp_path):
+    name, size = "I_segnext_t_ade20k_train", (64, 96)
+    labels = [parity_rules.labels(f"{name}/lab{i}", *size, 150) for i in range(2)]
+    others = {
+        "label_crc32": np.array([parity_rules.crc(x) for x in labels]),
+        "loss__decode.acc_seg": np.float64(0),
+        "grad_names": np.array([], str),
+        "grad_norms_fp64": np.array([]),
+    }
+    pixels = {"input": torch.zeros(2, 3, *size)}
+    case = write_case(tmp_path, name, pixels, 2, loss_fp64=np.float64(5), **others)
+    rows = {row.tensor: row for row in run_case(case.path)}
+    assert rows["parameters without gradient"].passed and 0 < rows["loss_fp64"].difference < 0.5
+
+
+def test_mask_query_host_is_compared_at_the_size_of_the_case(tmp_path):
+    name = "G_mask2former_swin_t_ade20k_64x96"
+    case = write_case(tmp_path, name, {}, batch=2)
+    model = build_case_model(case, torch.float64).model
+    found = mask2former.record(model)
+    with torch.no_grad():
+        results = model([{"image": image} for image in case.images()])
+    found["sem_seg"] = torch.stack([result["sem_seg"] for result in results])
+    assert found["sem_seg"].shape == (2, 150, 64, 96)
+    keys = ("input", "backbone3", "cls_pred1", "mask_pred9", "sem_seg")
+    tensors = {key: found[key] for key in keys}
+    noise = {f"{key}__fp64diff": np.float64(1e-4) for key in keys}
+    check_with_a_disturbed_value(write_case(tmp_path, name, tensors, 2, **noise), "sem_seg")
+
+
+def test_mask_query_pipeline_reads_both_sizes_from_the_case(tmp_path):
+    name = "H_mask2former_swin_t_ade20k_whole_50x90_to_33x60"
+    case = write_case(tmp_path, name, {})
+    (image,) = case.images()
+    model = build_case_model(case, torch.float64).model
+    with torch.no_grad():
+        scores = model([{"image": image, "height": 33, "width": 60}])[0]["sem_seg"]
+    tensors = {"input": F.pad(model.normalise(image)[None], [0, 6, 0, 14]), "seg_logits": scores}
+    label_map = scores.argmax(0).numpy().astype(np.uint8)
+    case = write_case(tmp_path, name, tensors, label_map=label_map)
+    check_with_a_disturbed_value(case, "seg_logits")
+
+
+def test_a_tensor_that_is_not_computed_here_fails_without_hiding_the_others(tmp_path):
+    name = "C_efficientformerv2_S0_32x64"
+    case = write_case(tmp_path, name, {"out9": torch.zeros(1), "out3": torch.zeros(1, 176, 1, 2)})
+    rows = {row.tensor: row for row in run_case(case.path)}
+    assert rows["out9"].remark == "not computed" and not rows["out9"].passed
+    assert not rows["out3"].remark
 
 
 def test_an_empty_folder_is_an_error(tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
 from offseg_d2.checkpoint.key_tables import KEY_MAPS
 from offseg_d2.engine import Trainer
-from tests.checkpoint import foreign
+from tests.checkpoint import external
 from tests.common import MODEL_CONFIGS, ROOT, offseg_config
 from tests.parity.case import ParityCase
 from tests.parity.models import fill_model
@@ -30,7 +30,7 @@ WHOLE_MODELS = [
 
 
 def our_model(name: str, *more) -> tuple[nn.Module, object]:
-    model, opts = foreign.model_options(name)
+    model, opts = external.model_options(name)
     cfg = offseg_config(*opts, *more, model=model)
     return build_model(cfg).eval(), cfg
 
@@ -66,31 +66,29 @@ def test_authors_file_gives_the_logits_of_a_directly_filled_model(tmp_path, name
     head = cfg.MODEL.SEM_SEG_HEAD
     fill_model(model, KEY_MAPS[head.PIXEL_DECODER_NAME, head.CLASSIFIER])
     expected = logits(model)
-    path = foreign.write_mmengine(tmp_path / "authors.pth", foreign.authors_state(name))
+    path = external.write_mmengine(tmp_path / "authors.pth", external.authors_state(name))
     other, cfg = our_model(name)
     assert not torch.equal(logits(other), expected)
-    # The parity bases of SegNeXt are no part of a checkpoint.
-    for module, source in zip(other.modules(), model.modules(), strict=True):
-        if hasattr(source, "injected_bases"):
-            module.injected_bases = source.injected_bases
     assert torch.equal(logits(load(other, cfg, path)), expected)
 
 
 def test_authors_file_gives_the_logits_of_the_authors_model(tmp_path):
-    case = ParityCase(foreign.GOLDEN / "D_offseg_t_ade20k_512x512.npz")
-    path = foreign.write_mmengine(
-        tmp_path / "authors.pth", foreign.authors_state("offseg_t_ade20k")
+    case = ParityCase(external.GOLDEN / "D_offseg_t_ade20k_512x512.npz")
+    path = external.write_mmengine(
+        tmp_path / "authors.pth", external.authors_state("offseg_t_ade20k")
     )
     model, cfg = our_model("offseg_t_ade20k")
     load(model, cfg, path)
-    image = model.normalise(case.image(512, 512))
+    image = model.normalise(case.images()[0])
     with torch.no_grad():
         row = case.compare("logits", model.sem_seg_head(model.backbone(image[None])))
     assert row.passed, row
 
 
 def test_log_tells_format_mapped_dropped_and_missing(tmp_path, caplog):
-    path = foreign.write(tmp_path / "eformer.pth", {"model": foreign.efficientformer_v2_imagenet()})
+    path = external.write(
+        tmp_path / "eformer.pth", {"model": external.efficientformer_v2_imagenet()}
+    )
     model, cfg = our_model("offseg_t_cityscapes")
     with caplog.at_level("INFO"):
         load(model, cfg, path)
@@ -106,24 +104,24 @@ def test_log_tells_format_mapped_dropped_and_missing(tmp_path, caplog):
 @pytest.mark.parametrize(
     "name, make, model_name, inner",
     [
-        ("mit", foreign.mit_openmmlab, "segformer_b0", "state_dict"),
-        ("nvidia", foreign.mit_nvidia, "segformer_b0", None),
-        ("mscan", foreign.mscan_openmmlab, "segnext_t", "state_dict"),
-        ("eformer", foreign.efficientformer_v2_imagenet, "offseg_t", "model"),
+        ("mit", external.mit_openmmlab, "segformer_b0", "state_dict"),
+        ("nvidia", external.mit_nvidia, "segformer_b0", None),
+        ("mscan", external.mscan_openmmlab, "segnext_t", "state_dict"),
+        ("eformer", external.efficientformer_v2_imagenet, "offseg_t", "model"),
     ],
 )
 def test_imagenet_backbone_has_the_features_of_the_whole_model(
     tmp_path, name, make, model_name, inner
 ):
     # Values depend on the names alone, so the authors' whole model holds the same backbone.
-    whole = foreign.authors_state(f"{model_name}_ade20k")
+    whole = external.authors_state(f"{model_name}_ade20k")
     if name == "eformer":
         whole |= {k: torch.zeros(v.shape) for k, v in whole.items() if k.endswith("biases_seg")}
     model, cfg = our_model(f"{model_name}_ade20k")
-    load(model, cfg, foreign.write(tmp_path / "whole.pth", {"state_dict": whole}))
+    load(model, cfg, external.write(tmp_path / "whole.pth", {"state_dict": whole}))
     other, cfg = our_model(f"{model_name}_ade20k")
     entries = make() if inner is None else {inner: make()}
-    load(other, cfg, foreign.write(tmp_path / f"{name}.pth", entries))
+    load(other, cfg, external.write(tmp_path / f"{name}.pth", entries))
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected, actual = model.backbone(image), other.backbone(image)
@@ -131,15 +129,17 @@ def test_imagenet_backbone_has_the_features_of_the_whole_model(
 
 
 def test_mobilenet_weights_of_torchvision_fill_the_backbone(tmp_path):
-    state = foreign.mobilenet_v2_imagenet()
+    state = external.mobilenet_v2_imagenet()
     cfg = offseg_config(model="offseg_mobilenetv2")
-    model = load(build_model(cfg), cfg, foreign.write(tmp_path / "mobilenet.pth", state))
+    model = load(build_model(cfg), cfg, external.write(tmp_path / "mobilenet.pth", state))
     ours = model.backbone.features.state_dict()
     assert all(torch.equal(value, state[f"features.{key}"]) for key, value in ours.items())
 
 
 def test_attention_biases_are_kept_by_the_configuration_key(tmp_path):
-    path = foreign.write(tmp_path / "eformer.pth", {"model": foreign.efficientformer_v2_imagenet()})
+    path = external.write(
+        tmp_path / "eformer.pth", {"model": external.efficientformer_v2_imagenet()}
+    )
     for resize in (False, True):
         key = "MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES"
         model, cfg = our_model("offseg_t_ade20k", key, resize)
@@ -147,11 +147,11 @@ def test_attention_biases_are_kept_by_the_configuration_key(tmp_path):
         assert model.backbone.downsamples[2].attn.bias.table.any().item() is resize
 
 
-def test_own_weights_do_not_count_as_foreign(tmp_path, caplog):
+def test_own_weights_do_not_count_as_external(tmp_path, caplog):
     model, cfg = our_model("segformer_b0_ade20k")
     state = model.state_dict() | {"backbone.extra": torch.zeros(1)}
     with caplog.at_level("INFO"):
-        load(model, cfg, foreign.write(tmp_path / "own.pth", {"model": state}))
+        load(model, cfg, external.write(tmp_path / "own.pth", {"model": state}))
     assert "Recognised" not in caplog.text
     assert "backbone.extra" in caplog.text
 
@@ -176,7 +176,7 @@ def truncate(path):
 def test_unfit_file_is_one_sentence_for_runs_and_for_the_tool(
     tmp_path, monkeypatch, capsys, kind, message
 ):
-    state = foreign.authors_state("segformer_b0_ade20k")
+    state = external.authors_state("segformer_b0_ade20k")
     name, opts = "segformer_b0", []
     if kind == "family":
         name = "segnext_t"
@@ -188,7 +188,7 @@ def test_unfit_file_is_one_sentence_for_runs_and_for_the_tool(
         projection = "decode_head.offset_learning.cls_offset_proj.weight"
         state = {"decode_head.query_feat.weight": torch.zeros(1), projection: torch.zeros(1)}
     path = tmp_path / "authors.pth"
-    foreign.write_mmengine(path, state)
+    external.write_mmengine(path, state)
     if kind == "truncated":
         truncate(path)
     cfg = offseg_config(*opts, model=name)
@@ -215,7 +215,7 @@ def test_unfit_file_is_one_sentence_for_runs_and_for_the_tool(
 @pytest.mark.parametrize("with_config", [True, False])
 def test_tool_writes_weights_that_load_anywhere(tmp_path, monkeypatch, capsys, ending, with_config):
     name = "segformer_b0_ade20k"
-    path = foreign.write_mmengine(tmp_path / "authors.pth", foreign.authors_state(name))
+    path = external.write_mmengine(tmp_path / "authors.pth", external.authors_state(name))
     out = tmp_path / f"ours{ending}"
     config = ["--config-file", MODEL_CONFIGS / "segformer_b0.yaml"] if with_config else []
     opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150] if with_config else []
@@ -233,7 +233,7 @@ def test_tool_writes_weights_that_load_anywhere(tmp_path, monkeypatch, capsys, e
 
 def test_tool_resets_the_classifier_on_request(tmp_path, monkeypatch, capsys):
     name = "segnext_t_ade20k"
-    path = foreign.write_mmengine(tmp_path / "authors.pth", foreign.authors_state(name))
+    path = external.write_mmengine(tmp_path / "authors.pth", external.authors_state(name))
     config = ["--config-file", MODEL_CONFIGS / "segnext_t.yaml"]
     opts = ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11]
     run_tool(monkeypatch, path, tmp_path / "out.pth", "--reset-classifier", *config, *opts)
@@ -247,7 +247,7 @@ def test_tool_resets_the_classifier_on_request(tmp_path, monkeypatch, capsys):
 
 
 def test_failed_write_leaves_the_old_output(tmp_path, monkeypatch):
-    path = foreign.write(tmp_path / "in.pth", foreign.mit_openmmlab())
+    path = external.write(tmp_path / "in.pth", external.mit_openmmlab())
     out = tmp_path / "out.pth"
     out.write_bytes(b"old")
 
@@ -273,7 +273,7 @@ def test_failed_write_leaves_the_old_output(tmp_path, monkeypatch):
 )
 def test_wrong_arguments_are_one_sentence(tmp_path, monkeypatch, capsys, args, message):
     monkeypatch.chdir(tmp_path)
-    foreign.write(tmp_path / "odd.pth", {"x.weight": torch.zeros(1)})
+    external.write(tmp_path / "odd.pth", {"x.weight": torch.zeros(1)})
     with pytest.raises(SystemExit) as stop:
         run_tool(monkeypatch, *args)
     assert stop.value.code == 2

@@ -10,7 +10,7 @@ from offseg_d2.checkpoint import convert, mask_query_tables, swin_tables
 from offseg_d2.checkpoint.conversion import resize_bias_table
 from offseg_d2.checkpoint.formats import FORMATS, OWN, recognise
 from offseg_d2.checkpoint.key_maps import KeyMap, Packing, Rule
-from tests.checkpoint import foreign, foreign_masks
+from tests.checkpoint import external, external_masks
 
 SWIN_T = ("mask2former_swin_t",)
 PLAIN = ("MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain")
@@ -25,69 +25,69 @@ def efficientformer_v2(variant: str) -> tuple:
 # Name -> (state dict in their layout, map that is right, our base model and options).
 BACKBONES = {
     "EfficientFormerV2": (
-        foreign.efficientformer_v2_imagenet,
+        external.efficientformer_v2_imagenet,
         tables.EFFICIENTFORMER_V2,
         efficientformer_v2("s1"),
     ),
     **{
         f"timm {v}": (
-            lambda v=v: foreign.other_state(f"timm_efficientformerv2_{v}"),
+            lambda v=v: external.other_state(f"timm_efficientformerv2_{v}"),
             tables.TIMM_EFFICIENTFORMER_V2,
             efficientformer_v2(v),
         )
         for v in ("s0", "s1", "s2", "l")
     },
-    "MiT": (foreign.mit_openmmlab, tables.MIT, ("segformer_b0",)),
-    "MiT of NVIDIA": (foreign.mit_nvidia, tables.NVIDIA_MIT, ("segformer_b0",)),
+    "MiT": (external.mit_openmmlab, tables.MIT, ("segformer_b0",)),
+    "MiT of NVIDIA": (external.mit_nvidia, tables.NVIDIA_MIT, ("segformer_b0",)),
     "MiT encoder": (
-        lambda: foreign.other_state("hf_mit_b0"),
+        lambda: external.other_state("hf_mit_b0"),
         tables.HF_MIT_ENCODER,
         ("segformer_b0",),
     ),
     "MiT classifier": (
-        lambda: foreign.other_state("hf_mit_b0_classifier"),
+        lambda: external.other_state("hf_mit_b0_classifier"),
         tables.HF_MIT,
         ("segformer_b0",),
     ),
-    "MSCAN": (foreign.mscan_openmmlab, tables.MSCAN, ("segnext_t",)),
-    "MSCAN nested": (foreign.mscan_nested, tables.NESTED_MSCAN, ("segnext_t",)),
+    "MSCAN": (external.mscan_openmmlab, tables.MSCAN, ("segnext_t",)),
+    "MSCAN nested": (external.mscan_nested, tables.NESTED_MSCAN, ("segnext_t",)),
     "MobileNetV2": (
-        foreign.mobilenet_v2_imagenet,
+        external.mobilenet_v2_imagenet,
         tables.TORCHVISION_MOBILENET_V2,
         ("offseg_mobilenetv2",),
     ),
-    "Swin": (foreign_masks.swin_imagenet, swin_tables.SWIN, SWIN_T),
+    "Swin": (external_masks.swin_imagenet, swin_tables.SWIN, SWIN_T),
     "timm Swin": (
-        foreign_masks.swin_timm,
+        external_masks.swin_timm,
         swin_tables.TIMM_SWIN,
         SWIN_T,
     ),
-    "Swin of OpenMMLab": (foreign_masks.swin_openmmlab, swin_tables.OPENMMLAB_SWIN, SWIN_T),
-    "ResNet": (foreign_masks.resnet50_imagenet, swin_tables.RESNET, ("mask2former_r50",)),
+    "Swin of OpenMMLab": (external_masks.swin_openmmlab, swin_tables.OPENMMLAB_SWIN, SWIN_T),
+    "ResNet": (external_masks.resnet50_imagenet, swin_tables.RESNET, ("mask2former_r50",)),
 }
 WHOLE = {
     "SegFormer": (
-        lambda: foreign.other_state("hf_segformer_b0"),
+        lambda: external.other_state("hf_segformer_b0"),
         tables.HF_SEGFORMER,
         ("segformer_b0", *LINEAR),
     ),
     "Mask2Former of mmsegmentation": (
-        foreign_masks.authors_plain_mask2former,
+        external_masks.authors_plain_mask2former,
         mask_query_tables.MASK2FORMER_PLAIN,
         (*SWIN_T, *PLAIN_ADE20K),
     ),
     "Mask2Former": (
-        foreign_masks.fb_mask2former,
+        external_masks.fb_mask2former,
         mask_query_tables.FB_MASK2FORMER,
         (*SWIN_T, *PLAIN_ADE20K),
     ),
     "Mask2Former R50": (
-        foreign_masks.fb_mask2former_r50,
+        external_masks.fb_mask2former_r50,
         mask_query_tables.FB_MASK2FORMER,
         ("mask2former_r50", *PLAIN_ADE20K),
     ),
     "Mask2Former of Hugging Face": (
-        foreign_masks.hf_mask2former,
+        external_masks.hf_mask2former,
         mask_query_tables.HF_MASK2FORMER,
         (*SWIN_T, *PLAIN_ADE20K),
     ),
@@ -98,9 +98,9 @@ NOT_WRITTEN = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", sorted(foreign.AUTHORS))
+@pytest.mark.parametrize("name", sorted(external.AUTHORS))
 def test_authors_models_are_recognised(name):
-    source = recognise(key for key, _, _ in foreign.AUTHORS[name])
+    source = recognise(key for key, _, _ in external.AUTHORS[name])
     family = {"offseg": "OffSeg", "segformer": "SegFormer", "segnext": "SegNeXt"}
     family["mask2former"] = "Mask2Former"
     expected = f"the authors' {family[name.split('_')[0]]}"
@@ -111,7 +111,7 @@ def test_authors_models_are_recognised(name):
 @pytest.mark.parametrize("name", sorted(BACKBONES | WHOLE))
 def test_layout_is_recognised_and_fits_the_model(name):
     make, key_map, model = (BACKBONES | WHOLE)[name]
-    state, model_state = make(), foreign.meta_state(*model)
+    state, model_state = make(), external.meta_state(*model)
     assert recognise(state).key_map is key_map
     conversion = convert(state, model_state)
     ours = conversion.state_dict
@@ -140,15 +140,15 @@ def test_entry_that_the_map_does_not_know_is_an_error(name):
 
 
 def test_original_mit_equals_the_converted_one():
-    first = convert(foreign.mit_openmmlab()).state_dict
-    second = convert(foreign.mit_nvidia()).state_dict
+    first = convert(external.mit_openmmlab()).state_dict
+    second = convert(external.mit_nvidia()).state_dict
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_both_layouts_of_mscan_are_the_same_weights():
-    first = convert(foreign.mscan_openmmlab()).state_dict
-    second = convert(foreign.mscan_nested()).state_dict
+    first = convert(external.mscan_openmmlab()).state_dict
+    second = convert(external.mscan_nested()).state_dict
     assert "backbone.stages.3.blocks.1.mlp.dwconv.weight" in first
     assert first.keys() == second.keys()
     values = [{k: v for k, v in s.items() if ".mlp.dwconv." in k} for s in (first, second)]
@@ -156,7 +156,7 @@ def test_both_layouts_of_mscan_are_the_same_weights():
 
 
 def test_entries_are_dropped_by_name_and_for_a_reason():
-    conversion = convert(foreign.efficientformer_v2_imagenet(), foreign.meta_state("offseg_t"))
+    conversion = convert(external.efficientformer_v2_imagenet(), external.meta_state("offseg_t"))
     reasons = {key.split(".")[-1] for key in conversion.dropped if "attn" in key or "mixer" in key}
     assert reasons == {"attention_biases", "attention_bias_idxs"}
     assert {k for k in conversion.dropped if "head" in k or k.startswith("norm")} == {
@@ -173,7 +173,7 @@ def test_entries_are_dropped_by_name_and_for_a_reason():
 @pytest.mark.parametrize("name", ["EfficientFormerV2", "timm s1"])
 def test_attention_biases_are_resized_on_request(name):
     make, _, model = BACKBONES[name]
-    state, model_state = make(), foreign.meta_state(*model)
+    state, model_state = make(), external.meta_state(*model)
     left_out = convert(state, model_state).state_dict
     kept = convert(state, model_state, resize_attention_biases=True)
     new = {key: kept.state_dict[key] for key in kept.state_dict.keys() - left_out.keys()}
@@ -204,7 +204,7 @@ def test_resized_bias_is_linear_in_the_distance_where_the_table_is():
 def test_unknown_names_are_no_format():
     assert convert({"encoder.weight": torch.zeros(1)}) is None
     assert recognise([]) is None
-    assert recognise(foreign.meta_state("segformer_b0")) is OWN
+    assert recognise(external.meta_state("segformer_b0")) is OWN
 
 
 @pytest.mark.parametrize("name", sorted(BACKBONES))
@@ -214,43 +214,45 @@ def test_backbone_of_another_family_is_refused(name):
     with pytest.raises(
         ValueError, match=r"which fits a model with `MODEL.BACKBONE.NAME` "
     ) as error:
-        convert(make(), foreign.meta_state(model))
+        convert(make(), external.meta_state(model))
     assert key_map.name in str(error.value)
     assert "this model has no `backbone." in str(error.value)
 
 
 def test_whole_model_of_another_family_or_classifier_is_refused():
-    state = foreign.authors_state("segformer_b0_ade20k")
+    state = external.authors_state("segformer_b0_ade20k")
     for model, opts in [
         ("segnext_t", ()),
         ("segformer_b0", PLAIN),
     ]:
         with pytest.raises(ValueError, match="SegFormerPixelDecoder and `CLASSIFIER` offset"):
-            convert(state, foreign.meta_state(model, *opts))
+            convert(state, external.meta_state(model, *opts))
     with pytest.raises(ValueError, match=r"`MODEL.SEGFORMER.LINEAR_LEVELS` True, but this model"):
-        convert(foreign.other_state("hf_segformer_b0"), foreign.meta_state("segformer_b0", *PLAIN))
+        convert(
+            external.other_state("hf_segformer_b0"), external.meta_state("segformer_b0", *PLAIN)
+        )
 
 
 def test_variant_with_fewer_blocks_is_refused():
     with pytest.raises(ValueError, match=r"lacks `backbone.stages.0.blocks.2.* same variant"):
-        convert(foreign.mit_openmmlab(), foreign.meta_state("segformer_b2"))
+        convert(external.mit_openmmlab(), external.meta_state("segformer_b2"))
 
 
 def test_incomplete_model_is_refused():
-    state = foreign.authors_state("segformer_b0_ade20k")
+    state = external.authors_state("segformer_b0_ade20k")
     del state["backbone.layers.3.2.weight"]
     with pytest.raises(ValueError, match=r"lacks `backbone.stages.3.out_ln.weight` .*\(1 such"):
-        convert(state, foreign.meta_state(*model_of("segformer_b0_ade20k")))
+        convert(state, external.meta_state(*model_of("segformer_b0_ade20k")))
 
 
 def model_of(name: str) -> tuple:
-    model, opts = foreign.model_options(name)
+    model, opts = external.model_options(name)
     return (model, *opts)
 
 
 def test_reset_classifier_leaves_out_what_depends_on_the_classes():
-    state = foreign.authors_state("segformer_b0_ade20k")
-    fewer = foreign.meta_state("segformer_b0", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11)
+    state = external.authors_state("segformer_b0_ade20k")
+    fewer = external.meta_state("segformer_b0", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11)
     conversion = convert(state, fewer, reset_classifier=True)
     classifier = "sem_seg_head.classifier."
     reset = {f"{classifier}{key}" for key in ("class_representations", "norm.weight", "norm.bias")}
@@ -259,7 +261,7 @@ def test_reset_classifier_leaves_out_what_depends_on_the_classes():
         reset, "the classifier is reset, as asked for"
     )
     assert f"{classifier}offset_learning.class_offset_proj.weight" in conversion.state_dict
-    plain = foreign.meta_state("segformer_b0", *PLAIN)
+    plain = external.meta_state("segformer_b0", *PLAIN)
     conversion = convert(state, plain, reset_classifier=True)
     assert all(key.startswith(classifier) for key in conversion.missing)
     assert not any(key.startswith(classifier) for key in conversion.state_dict)

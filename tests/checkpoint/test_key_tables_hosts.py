@@ -1,49 +1,34 @@
-"""The key maps of all per-pixel models against the names in the authors' state dicts.
+"""The key maps of all models against the names in the authors' state dicts."""
 
-``golden/manifest_names.json.gz`` holds, by model and data set, [name, shape, trainable] of every
-entry of the authors' state dicts.
-"""
-
-import gzip
-import json
-import re
 from functools import cache
-from pathlib import Path
 
 import pytest
 import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.checkpoint.key_maps import KeyMap
 from offseg_d2.checkpoint.key_tables import KEY_MAPS, SEGFORMER_OFFSET, SEGNEXT_OFFSET
-from offseg_d2.config import load_config
-
-ROOT = Path(__file__).parents[2]
-MANIFESTS = json.loads(gzip.decompress((ROOT / "tests/golden/manifest_names.json.gz").read_bytes()))
-NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "cocostuff": 171, "pascal59": 59}
+from tests.checkpoint.external import AUTHORS, model_options
+from tests.common import offseg_config
 
 
 @cache
 def model_and_map(name: str) -> tuple[nn.Module, KeyMap]:
     """The model that a manifest is of, without memory, and the map of its family."""
-    match = re.fullmatch(r"(.+?)(_baseline)?_(ade20k|cityscapes|cocostuff|pascal59)", name)
-    assert match is not None
-    classifier = "plain" if match[2] else "offset"
-    opts = ["MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier, "MODEL.DEVICE", "meta"]
-    opts += ["MODEL.SEM_SEG_HEAD.NUM_CLASSES", NUM_CLASSES[match[3]]]
-    cfg = load_config(str(ROOT / f"configs/base/models/{match[1]}.yaml"), opts)
+    base, opts = model_options(name)
+    cfg = offseg_config(*opts, "MODEL.DEVICE", "meta", model=base)
     with torch.device("meta"):
         model = build_model(cfg)
-    return model, KEY_MAPS[cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, classifier]
+    head = cfg.MODEL.SEM_SEG_HEAD
+    return model, KEY_MAPS[head.PIXEL_DECODER_NAME, head.CLASSIFIER]
 
 
 def theirs(name: str) -> dict[str, torch.Tensor]:
-    return {key: torch.empty(shape, device="meta") for key, shape, _ in MANIFESTS[name]}
+    return {key: torch.empty(shape, device="meta") for key, shape, _ in AUTHORS[name]}
 
 
-@pytest.mark.parametrize("name", sorted(MANIFESTS))
+@pytest.mark.parametrize("name", sorted(AUTHORS))
 def test_every_name_is_mapped_or_dropped_and_shapes_agree(name):
     model, key_map = model_and_map(name)
     ours, _ = key_map.from_theirs(theirs(name))
@@ -52,7 +37,7 @@ def test_every_name_is_mapped_or_dropped_and_shapes_agree(name):
     }
 
 
-@pytest.mark.parametrize("name", sorted(MANIFESTS))
+@pytest.mark.parametrize("name", sorted(AUTHORS))
 def test_map_and_back_gives_all_but_the_dropped_names(name):
     _, key_map = model_and_map(name)
     source = theirs(name)
@@ -63,10 +48,10 @@ def test_map_and_back_gives_all_but_the_dropped_names(name):
     }
 
 
-@pytest.mark.parametrize("name", sorted(MANIFESTS))
+@pytest.mark.parametrize("name", sorted(AUTHORS))
 def test_same_tensors_are_trainable(name):
     model, key_map = model_and_map(name)
-    trainable = {key for key, _, is_trainable in MANIFESTS[name] if is_trainable}
+    trainable = {key for key, _, is_trainable in AUTHORS[name] if is_trainable}
     unused = {k for k in trainable if key_map.name_from_theirs(k) is None}
     assert unused <= {"decode_head.conv_seg.weight", "decode_head.conv_seg.bias"}
     ours = {key_map.name_to_theirs(k) for k, _ in model.named_parameters()}

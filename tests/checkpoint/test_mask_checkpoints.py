@@ -19,8 +19,8 @@ from offseg_d2.checkpoint.mask_query_tables import (
     MASK2FORMER_PLAIN,
 )
 from offseg_d2.engine import Trainer
-from tests.checkpoint import foreign, foreign_masks
-from tests.checkpoint.foreign_masks import SWIN_T
+from tests.checkpoint import external, external_masks
+from tests.checkpoint.external_masks import SWIN_T
 from tests.common import assert_close, offseg_config
 
 PREDICTOR = "sem_seg_head.predictor"
@@ -71,14 +71,14 @@ def test_converted_patch_merging_gives_the_same_features():
 
 
 def test_authors_and_original_layout_are_converted_to_the_same():
-    authors = convert(foreign_masks.authors_plain_mask2former()).state_dict
-    original = convert(foreign_masks.fb_mask2former()).state_dict
+    authors = convert(external_masks.authors_plain_mask2former()).state_dict
+    original = convert(external_masks.fb_mask2former()).state_dict
     assert authors.keys() == original.keys()
     assert all(torch.equal(authors[key], original[key]) for key in authors)
 
 
 def test_offset_projections_are_all_that_the_authors_model_has_more():
-    names = [key for key, _, _ in foreign.AUTHORS[SWIN_T]]
+    names = [key for key, _, _ in external.AUTHORS[SWIN_T]]
     projections = f"{PREDICTOR}.mask_predictor.offset_learning"
     only_theirs = {name for name in names if "offset_learning" in name}
     assert {MASK2FORMER_OFFSET.name_from_theirs(name) for name in only_theirs} == {
@@ -94,14 +94,14 @@ def test_offset_projections_are_all_that_the_authors_model_has_more():
 
 
 def test_detectron2_pickle_and_torch_file_give_the_same(tmp_path):
-    state = foreign_masks.fb_mask2former()
+    state = external_masks.fb_mask2former()
     names = [name for name in state if "predictor" in name or "criterion" in name][:8]
     part = {name: state[name] for name in names} | {
         key: state[key]
         for key in ("criterion.empty_weight", "sem_seg_head.predictor.query_feat.weight")
     }
     first = convert_file(write_detectron2_pickle(tmp_path / "model.pkl", part))
-    second = convert_file(foreign.write(tmp_path / "model.pth", {"model": part, "iteration": 3}))
+    second = convert_file(external.write(tmp_path / "model.pth", {"model": part, "iteration": 3}))
     assert first.format_name == second.format_name == "Mask2Former"
     assert (
         first.dropped
@@ -126,22 +126,22 @@ def test_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path):
 
 
 def test_counters_of_batch_norms_that_are_frozen_here_are_dropped():
-    state = hollow(foreign_masks.fb_mask2former_r50("SyncBN"))
+    state = hollow(external_masks.fb_mask2former_r50("SyncBN"))
     counters = [key for key in state if key.endswith("num_batches_tracked")]
     assert len(counters) == 53
-    model = (*foreign_masks.R50_OPTIONS, "MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain")
-    conversion = convert(state, foreign.meta_state(*model))
+    model = (*external_masks.R50_OPTIONS, "MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain")
+    conversion = convert(state, external.meta_state(*model))
     assert not conversion.missing
     assert {conversion.dropped[key] for key in counters} == {
         "counts batches for a batch norm that is frozen here"
     }
-    trained = foreign.meta_state(*model, "MODEL.RESNETS.NORM", "BN")
+    trained = external.meta_state(*model, "MODEL.RESNETS.NORM", "BN")
     assert set(counters) <= convert(state, trained).state_dict.keys()
 
 
 def test_plain_weights_are_refused_by_an_offset_model_unless_the_classifier_is_reset():
-    state = foreign_masks.fb_mask2former()
-    offset = foreign.meta_state(*OFFSET)
+    state = external_masks.fb_mask2former()
+    offset = external.meta_state(*OFFSET)
     with pytest.raises(ValueError, match=r"`CLASSIFIER` plain, but lacks .*mask_predictor.* \(2"):
         convert(state, offset)
     conversion = convert(state, offset, reset_classifier=True)
@@ -153,13 +153,13 @@ def test_plain_weights_are_refused_by_an_offset_model_unless_the_classifier_is_r
 
 
 def test_classes_of_another_data_set_need_a_reset():
-    shapes = {key: torch.empty(s, device="meta") for key, s, _ in foreign.AUTHORS[SWIN_T]}
+    shapes = {key: torch.empty(s, device="meta") for key, s, _ in external.AUTHORS[SWIN_T]}
     state = hollow(shapes)
-    fewer = foreign.meta_state("mask2former_swin_t", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11)
+    fewer = external.meta_state("mask2former_swin_t", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11)
     conversion = convert(state, fewer, reset_classifier=True)
     assert conversion.missing == [f"{PREDICTOR}.class_embed.{x}" for x in ("weight", "bias")]
     assert all(conversion.state_dict[k].shape == fewer[k].shape for k in conversion.state_dict)
-    plain = foreign.meta_state(*PLAIN)
+    plain = external.meta_state(*PLAIN)
     conversion = convert(state, plain, reset_classifier=True)
     assert sum("offset_learning" in name for name in conversion.dropped) == 2
     with pytest.raises(ValueError, match=r"CLASSIFIER` offset, but this model has no .*mask_pred"):
@@ -167,10 +167,10 @@ def test_classes_of_another_data_set_need_a_reset():
 
 
 def test_window_of_another_size_is_named_with_both_shapes(tmp_path):
-    state = hollow(foreign_masks.swin_imagenet())
+    state = hollow(external_masks.swin_imagenet())
     key = "layers.0.blocks.0.attn.relative_position_bias_table"
-    path = foreign.write(tmp_path / "swin.pth", {"model": state})
-    larger = foreign.meta_state("mask2former_swin_t", "MODEL.SWIN.WINDOW_SIZE", 12)
+    path = external.write(tmp_path / "swin.pth", {"model": state})
+    larger = external.meta_state("mask2former_swin_t", "MODEL.SWIN.WINDOW_SIZE", 12)
     with pytest.raises(CheckpointError, match=rf"{key}` .*\(169, 3\) in the file, but \(529, 3\)"):
         convert_file(path, larger)
 
@@ -186,7 +186,7 @@ def test_own_file_and_original_layout_fill_the_same_small_model(tmp_path, classi
     state = FB_MASK2FORMER.to_theirs(source.state_dict())
     state["criterion.empty_weight"] = torch.ones(5)
     path = write_detectron2_pickle(tmp_path / "theirs.pkl", state)
-    own = foreign.write(tmp_path / "own.pth", {"model": source.state_dict()})
+    own = external.write(tmp_path / "own.pth", {"model": source.state_dict()})
     inputs = [{"image": torch.randint(0, 256, (3, 64, 96)).byte()}]
     with torch.no_grad():
         expected = source(inputs)[0]["sem_seg"]

@@ -10,7 +10,7 @@ from torch import nn
 
 from offseg_d2.checkpoint import convert_file
 from offseg_d2.modeling import Swin
-from tests.checkpoint import foreign
+from tests.checkpoint import external
 from tests.checkpoint.test_peers import difference, spread
 from tests.common import offseg_config
 
@@ -86,9 +86,9 @@ def test_recorded_names_are_those_of_the_installed_packages(tmp_path):
     timm = pytest.importorskip("timm")
     hf_mask2former().save_pretrained(tmp_path)
     saved = pytest.importorskip("safetensors.torch").load_file(tmp_path / "model.safetensors")
-    recorded = {key: tuple(shape) for key, shape in foreign.OTHERS["hf_mask2former_swin_t"]}
+    recorded = {key: tuple(shape) for key, shape in external.OTHERS["hf_mask2former_swin_t"]}
     assert {key: tuple(value.shape) for key, value in saved.items()} == recorded
     with torch.device("meta"):
         peer = timm.create_model("swin_tiny_patch4_window7_224")
-    recorded = {key: tuple(shape) for key, shape in foreign.OTHERS["timm_swin_t"]}
+    recorded = {key: tuple(shape) for key, shape in external.OTHERS["timm_swin_t"]}
     assert {key: tuple(value.shape) for key, value in peer.state_dict().items()} == recorded

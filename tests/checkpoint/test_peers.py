@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from offseg_d2.checkpoint import convert_file
 from offseg_d2.modeling import EfficientFormerV2, MiT
 from offseg_d2.modeling.backbone.efficientformer_v2_attention import AttentionBias
-from tests.checkpoint import foreign
+from tests.checkpoint import external
 from tests.common import build_offseg
 
 pytestmark = pytest.mark.peers
@@ -117,11 +117,11 @@ def test_recorded_names_are_those_of_the_installed_packages(tmp_path):
     timm, transformers = pytest.importorskip("timm"), pytest.importorskip("transformers")
     with torch.device("meta"):
         peer = timm.create_model("efficientformerv2_s1")
-    recorded = {key: tuple(shape) for key, shape in foreign.OTHERS["timm_efficientformerv2_s1"]}
+    recorded = {key: tuple(shape) for key, shape in external.OTHERS["timm_efficientformerv2_s1"]}
     assert {key: tuple(value.shape) for key, value in peer.state_dict().items()} == recorded
     config = transformers.SegformerConfig(num_labels=150)
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     safetensors_torch = pytest.importorskip("safetensors.torch")
     saved = safetensors_torch.load_file(tmp_path / "model.safetensors")
-    recorded = {key: tuple(shape) for key, shape in foreign.OTHERS["hf_segformer_b0"]}
+    recorded = {key: tuple(shape) for key, shape in external.OTHERS["hf_segformer_b0"]}
     assert {key: tuple(value.shape) for key, value in saved.items()} == recorded

@@ -81,7 +81,7 @@ def test_absent_weights_are_named(tmp_path):
         Run(tmp_path).checkpointer.load("nowhere/a.pth")
 
 
-def test_foreign_names_go_through_the_converter(tmp_path):
+def test_external_names_go_through_the_converter(tmp_path):
     source = make_model().state_dict()
     path = write(tmp_path / "weights.pth", {f"their.{name}": v for name, v in source.items()})
 

@@ -20,6 +20,7 @@ from offseg_d2.modeling.classifiers import (
     PlainClassifier,
     PlainMaskPredictor,
 )
+from offseg_d2.solver import build_optimizer
 from tests.common import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -114,11 +115,6 @@ def raw_device(path: Path) -> str:
     return load_config(str(path)).MODEL.DEVICE
 
 
-@pytest.mark.parametrize("path", LEAVES, ids=label)
-def test_leaf_is_short(path):
-    assert len(path.read_text().splitlines()) < 12
-
-
 @pytest.mark.parametrize(
     "path", [path for path in LEAVES if path.parent.name not in ZOO_FOLDERS], ids=label
 )
@@ -127,6 +123,7 @@ def test_leaf_builds_and_has_the_datasets_classes(path):
     classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
     assert len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     model = build_model(cfg).eval()
+    build_optimizer(cfg, model)  # its rules must fit the names
     assert last_layer_is(model, cfg.MODEL.SEM_SEG_HEAD.CLASSIFIER)
     with torch.no_grad():
         result = model([{"image": torch.zeros(3, 64, 64)}])[0]["sem_seg"]
@@ -175,10 +172,3 @@ def test_part_keeps_to_its_subject(path):
     elif subject == "datasets":
         assert groups <= {"DATASETS", "INPUT", "MODEL", "TEST"}
         assert set(raw(path).get("MODEL", {})) <= {"SEM_SEG_HEAD"}
-
-
-@pytest.mark.parametrize("path", [*LEAVES, *PARTS], ids=label)
-def test_file_holds_plain_yaml(path):
-    text = path.read_text(encoding="utf-8")
-    assert "!!" not in text and "\t" not in text
-    assert text.endswith("\n") and all(len(line) <= 140 for line in text.splitlines())

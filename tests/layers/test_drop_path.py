@@ -27,7 +27,7 @@ def test_drops_the_asked_share_and_keeps_the_expectation():
     assert out.mean().item() == pytest.approx(1.0, abs=5 * deviation / 0.7)
 
 
-def test_draws_anew_at_each_call_and_repeats_with_the_seed():
+def test_draws_again_at_each_call_and_repeats_with_the_seed():
     layer, branch = DropPath(0.5).train(), torch.ones(64, 1)
     torch.manual_seed(3)
     first, second = layer(branch), layer(branch)

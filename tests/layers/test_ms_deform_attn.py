@@ -23,7 +23,7 @@ PACKAGE = "torch_ms_deform_attn"
 
 @pytest.fixture(autouse=True)
 def _fresh_choice():
-    """Each test chooses the operator anew."""
+    """Each test chooses the operator again."""
     ms_deform_attn._has_compiled_operator.cache_clear()
     yield
     ms_deform_attn._has_compiled_operator.cache_clear()
@@ -40,7 +40,7 @@ def inputs(
 
 
 def pixel(level: Tensor, y: int, x: int) -> Tensor:
-    """(H, W, D) at a place, zero outside."""
+    """(H, W, D) at a pixel, zero outside."""
     inside = 0 <= y < level.shape[0] and 0 <= x < level.shape[1]
     return level[y, x] if inside else torch.zeros_like(level[0, 0])
 
@@ -117,8 +117,8 @@ def slow_module(module: MSDeformAttn, queries: Tensor, pixels: Tensor, reference
             weights[b, q] = scores.softmax(1).view(heads, levels, points)
             for level, (height, width) in enumerate(SIZES):
                 for axis, extent in enumerate((width, height)):
-                    places = reference[q, axis] + offsets[:, level, :, axis] / extent
-                    locations[b, q, :, level, :, axis] = places
+                    positions = reference[q, axis] + offsets[:, level, :, axis] / extent
+                    locations[b, q, :, level, :, axis] = positions
     return module.output_proj(slow_sample(values, locations, weights))
 
 

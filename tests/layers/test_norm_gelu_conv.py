@@ -61,27 +61,27 @@ def test_gradients_equal_finite_differences(training):
     assert torch.autograd.gradcheck(run, inputs)
 
 
-def kept_bytes(function, modules: nn.ModuleDict, features: Tensor) -> int:
+def saved_bytes(function, modules: nn.ModuleDict, features: Tensor) -> int:
     """Bytes that are stored for the backward pass, parameters aside."""
-    kept = {}
+    saved = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address is reused
+        saved[storage.data_ptr()] = (storage.nbytes(), tensor)  # alive, or its address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
         function(features.requires_grad_(), modules["norm"], modules["conv"])
     own = {parameter.untyped_storage().data_ptr() for parameter in modules.parameters()}
-    return sum(size for pointer, (size, _) in kept.items() if pointer not in own)
+    return sum(size for pointer, (size, _) in saved.items() if pointer not in own)
 
 
-def test_one_map_is_kept_instead_of_three():
+def test_one_map_is_saved_instead_of_three():
     modules = layers(kernel_size=3, padding=1, groups=4).train()
     features = torch.randn(2, 4, 32, 32, dtype=torch.float64)
     size = features.numel() * 8
-    assert kept_bytes(plainly, modules, features) >= 3 * size
-    assert kept_bytes(norm_gelu_conv, modules, features) < 1.1 * size
+    assert saved_bytes(plainly, modules, features) >= 3 * size
+    assert saved_bytes(norm_gelu_conv, modules, features) < 1.1 * size
 
 
 def test_changed_running_statistics_do_not_change_gradients_of_an_evaluated_norm():

@@ -49,7 +49,7 @@ def test_masks_of_any_size_are_read_at_the_same_places():
 
 
 @pytest.mark.parametrize("ratio, uncertain", [(0.75, 7), (1.0, 10), (0.0, 0)])
-def test_most_uncertain_of_the_drawn_points_are_kept_and_the_rest_drawn_anew(ratio, uncertain):
+def test_most_uncertain_of_the_drawn_points_are_kept_and_the_rest_drawn_again(ratio, uncertain):
     logits = torch.randn(3, 1, 8, 8)
     drawn: list[Tensor] = []
 

@@ -19,8 +19,8 @@ def test_every_entry_is_a_sine_or_cosine_of_its_own_wave_length(height, width):
         scale = 10_000 ** (2 * (index // 2) / (dim // 2))
         for y in range(height):
             for x in range(width):
-                place, last = (y + 1, height) if channel < dim // 2 else (x + 1, width)
-                expected[channel, y, x] = wave(place / (last + 1e-6) * 2 * math.pi / scale)
+                position, last = (y + 1, height) if channel < dim // 2 else (x + 1, width)
+                expected[channel, y, x] = wave(position / (last + 1e-6) * 2 * math.pi / scale)
     code = sine_position_encoding(height, width, dim, dtype=torch.float64)
     assert_close(code, expected, 1e-12)
 

@@ -8,19 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from offseg_d2.layers import DropPath
 from offseg_d2.modeling import EfficientFormerV2
 from offseg_d2.modeling.backbone.efficientformer_v2 import (
-    EFFICIENTFORMER_V2_VARIANTS,
     Attention,
     Block,
 )
 from tests.common import assert_close, offseg_config, spread_norms
 
-PARAMETERS = {"s0": 3_259_152, "s1": 5_748_360, "s2": 12_151_408, "l": 25_578_016}
 DEPTHS = {"s0": (2, 2, 6, 4), "s1": (3, 3, 9, 6), "s2": (4, 4, 12, 8), "l": (5, 5, 15, 10)}
 ATTENTION_BLOCKS = {"s0": 2, "s1": 2, "s2": 4, "l": 6}
-VARIANTS = sorted(PARAMETERS)
 
 
 def make_backbone(variant: str = "s0", **kwargs) -> EfficientFormerV2:
@@ -31,14 +27,7 @@ def images(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_number_of_parameters_is_exact(variant):
-    with torch.device("meta"):
-        backbone = EfficientFormerV2(variant=variant)
-    assert sum(p.numel() for p in backbone.parameters()) == PARAMETERS[variant]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", sorted(DEPTHS))
 def test_last_blocks_of_the_coarse_stages_have_attention(variant):
     with torch.device("meta"):
         stages = EfficientFormerV2(variant=variant).stages
@@ -53,31 +42,6 @@ def test_last_blocks_of_the_coarse_stages_have_attention(variant):
                 assert hasattr(block, "layer_scale_1")
             else:
                 assert not hasattr(block, "layer_scale_1")
-
-
-@pytest.mark.parametrize("size", [(32, 32), (64, 96), (93, 93), (160, 32)])
-def test_levels_are_at_strides_4_8_16_32(size):
-    backbone = EfficientFormerV2(variant="s0").eval()
-    with torch.no_grad():
-        features = backbone(torch.randn(1, 3, *size))
-    shapes = backbone.output_shape()
-    assert list(features) == ["res2", "res3", "res4", "res5"]
-    for name, stride in zip(features, (4, 8, 16, 32), strict=True):
-        expected = tuple(math.ceil(x / stride) for x in size)
-        assert features[name].shape == (1, shapes[name].channels, *expected)
-        assert shapes[name].stride == stride
-    assert backbone.size_divisibility == 32
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_every_variant_gives_its_output_shapes(variant):
-    backbone = EfficientFormerV2(variant=variant).eval()
-    with torch.no_grad():
-        features = backbone(torch.zeros(1, 3, 32, 64))
-    widths = EFFICIENTFORMER_V2_VARIANTS[variant].widths
-    for i, (name, shape) in enumerate(backbone.output_shape().items()):
-        assert features[name].shape == (1, widths[i], 8 >> i, 16 >> i)
-        assert shape.channels == widths[i]
 
 
 def test_only_the_asked_outputs_are_returned():
@@ -113,24 +77,7 @@ def test_drop_path_acts_on_both_branches_of_a_block():
     assert not torch.equal(first, second)  # drawn on their own
 
 
-@pytest.mark.parametrize(("variant", "largest"), [("s1", 0.0), ("s2", 0.02), ("l", 0.1)])
-def test_drop_path_rates_grow_linearly_over_all_blocks(variant, largest):
-    with torch.device("meta"):
-        backbone = EfficientFormerV2(variant=variant)
-    rates = [m.rate for m in backbone.modules() if isinstance(m, DropPath)]
-    last = sum(DEPTHS[variant]) - 1
-    assert rates == pytest.approx([largest * i / last for i in range(last + 1)])
-
-
 # --------------------------------------------------------------- invariants
-
-
-def test_an_image_does_not_depend_on_its_batch():
-    backbone, batch = make_backbone(), images(3, 3, 64, 32)
-    with torch.no_grad():
-        together, alone = backbone(batch), backbone(batch[1:2])
-    for name in together:
-        assert_close(together[name][1:2], alone[name], 1e-10)
 
 
 def test_evaluation_is_repeatable_and_follows_new_weights_at_once():
@@ -169,53 +116,6 @@ def test_derived_indices_are_not_saved():
     assert not any("indices" in name for name in EfficientFormerV2(variant="s0").state_dict())
 
 
-def test_every_parameter_gets_a_gradient_unless_it_cannot_matter():
-    backbone = make_backbone(drop_path_rate=0.0)  # batch norms in evaluation
-    features = backbone(images(2, 3, 64, 64))
-    sum((x * torch.randn_like(x)).sum() for x in features.values()).backward()
-    # The same amount on all keys does not change a softmax over the keys.
-    no_influence = {
-        name
-        for name, _ in backbone.named_parameters()
-        if name.endswith((".k.conv.bias", ".k.bn.bias", "talking_head1.bias"))
-    }
-    assert len(no_influence) == 14
-    largest = max(p.grad.norm() for p in backbone.parameters())
-    for name, parameter in backbone.named_parameters():
-        assert parameter.grad is not None, name
-        relative = parameter.grad.norm() / largest
-        assert relative < 1e-13 if name in no_influence else relative > 1e-10, name
-
-
-def test_all_parameters_of_a_fresh_model_in_training_have_gradients():
-    backbone = EfficientFormerV2(variant="s0").train()
-    features = backbone(torch.randn(2, 3, 64, 64))
-    sum(x.square().sum() for x in features.values()).backward()
-    missing = [n for n, p in backbone.named_parameters() if p.grad is None]
-    assert not missing
-
-
-def test_batch_norms_use_batch_statistics_in_training_and_keep_them():
-    backbone = EfficientFormerV2(variant="s0").train()
-    before = {n: b.clone() for n, b in backbone.named_buffers() if "running_mean" in n}
-    backbone(torch.randn(2, 3, 64, 64))
-    unchanged = [
-        n for n, b in backbone.named_buffers() if n in before and torch.equal(b, before[n])
-    ]
-    assert before and not unchanged
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_autocast_stays_close_to_float32(dtype):
-    backbone = make_backbone().float()
-    batch = torch.randn(1, 3, 64, 64)
-    with torch.no_grad():
-        expected = backbone(batch)["res5"]
-        with torch.autocast("cpu", dtype):
-            actual = backbone(batch)["res5"]
-    assert (actual.float() - expected).abs().mean() < 0.05 * expected.abs().mean()
-
-
 # ----------------------------------------------------------- initial values
 
 
@@ -247,32 +147,15 @@ def test_weights_start_as_published():
             assert (module.eps, module.momentum) == (1e-5, 0.1)
 
 
-def test_config_chooses_variant_rate_and_layer_scale():
-    opts = ["MODEL.EFFICIENTFORMER_V2.VARIANT", "s2"]
-    own = EfficientFormerV2(offseg_config(*opts), None)
-    assert max(m.rate for m in own.modules() if isinstance(m, DropPath)) == 0.02
-    opts += ["MODEL.EFFICIENTFORMER_V2.DROP_PATH_RATE", 0.0]
+def test_configuration_sets_the_first_layer_scale():
+    opts = ["MODEL.EFFICIENTFORMER_V2.VARIANT", "s0"]
     opts += ["MODEL.EFFICIENTFORMER_V2.LAYER_SCALE_INIT", 0.1]
     given = EfficientFormerV2(offseg_config(*opts), None)
-    assert max(m.rate for m in given.modules() if isinstance(m, DropPath)) == 0.0
-    assert given.stages[3][7].layer_scale_1.eq(0.1).all()
+    assert given.stages[3][3].layer_scale_1.eq(0.1).all()
 
 
-@pytest.mark.parametrize(
-    ("kwargs", "message"),
-    [
-        (
-            {"variant": "s3"},
-            r"^`MODEL.EFFICIENTFORMER_V2.VARIANT` must be one of \['l', 's0', 's1', 's2'\], "
-            r"but is 's3'\.$",
-        ),
-        (
-            {"variant": "s0", "out_features": ("res2", "res6")},
-            r"^`out_features` must be among .*, but has \['res6'\]\.$",
-        ),
-        ({"variant": "s0", "drop_path_rate": 1.0}, r"`rate` must be in \[0, 1\), but is 1.0"),
-    ],
-)
-def test_unknown_choices_are_refused(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        EfficientFormerV2(**kwargs)
+def test_unknown_outputs_are_refused():
+    with pytest.raises(
+        ValueError, match=r"^`out_features` must be among .*, but has \['res6'\]\.$"
+    ):
+        EfficientFormerV2(variant="s0", out_features=("res2", "res6"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from offseg_d2.modeling import OffsetMaskPredictor, PlainMaskPredictor, build_mask_predictor
 from tests.common import assert_close
@@ -36,22 +36,6 @@ def test_masks_are_those_of_the_readable_form(class_offset, feature_offset):
     assert_close(masks, expected, 1e-12)
 
 
-def test_masks_by_hand_pixel_by_pixel():
-    predictor = make(2)
-    learning = predictor.offset_learning
-    embeddings, features = inputs(1, 3, 2, (1, 2))
-    e, x = embeddings[0], features[0, :, 0].T  # (Q, C), (N, C)
-    similarity = e @ x.T  # (Q, N)
-    by_pixel = similarity.exp() / similarity.exp().sum(1, keepdim=True)
-    by_query = similarity.exp() / similarity.exp().sum(0, keepdim=True)
-    moved_e = e + (by_pixel @ x) @ learning.class_offset_proj.weight.T
-    moved_x = x + (by_query.T @ e) @ learning.feature_offset_proj.weight.T
-    for query in range(3):
-        for pixel in range(2):
-            expected = (moved_e[query] * moved_x[pixel]).sum()
-            assert_close(predictor(embeddings, features)[0, query, 0, pixel], expected, 1e-12)
-
-
 def test_plain_masks_are_inner_products_without_weights():
     predictor, (embeddings, features) = PlainMaskPredictor(), inputs()
     expected = torch.einsum("bqc,bchw->bqhw", embeddings, features)
@@ -64,40 +48,6 @@ def test_without_offsets_both_are_the_same():
     predictor = make(class_offset=False, feature_offset=False)
     assert not predictor.state_dict()
     assert_close(predictor(embeddings, features), PlainMaskPredictor()(embeddings, features), 1e-12)
-
-
-def test_zero_projections_are_the_plain_predictor():
-    predictor, (embeddings, features) = make(), inputs()
-    for parameter in predictor.parameters():
-        nn.init.zeros_(parameter)
-    expected = PlainMaskPredictor()(embeddings, features)
-    assert_close(predictor(embeddings, features), expected, 1e-12)
-
-
-def test_queries_permute_with_their_embeddings():
-    predictor, (embeddings, features) = make(), inputs()
-    order = torch.tensor([2, 0, 3, 1])
-    masks = predictor(embeddings, features)
-    assert_close(predictor(embeddings[:, order], features), masks[:, order], 1e-12)
-
-
-def test_an_image_does_not_depend_on_its_batch():
-    predictor, (embeddings, features) = make(), inputs(3)
-    together = predictor(embeddings, features)
-    assert_close(predictor(embeddings[1:2], features[1:2]), together[1:2], 1e-12)
-
-
-@pytest.mark.parametrize(("class_offset", "feature_offset"), SWITCHES)
-def test_gradients_equal_finite_differences(class_offset, feature_offset):
-    predictor = make(2, class_offset=class_offset, feature_offset=feature_offset)
-    named = dict(predictor.named_parameters())
-
-    def run(embeddings: Tensor, features: Tensor, *parameters: Tensor) -> Tensor:
-        values = dict(zip(named, parameters, strict=True))
-        return torch.func.functional_call(predictor, values, (embeddings, features))
-
-    leaves = [*inputs(1, 3, 2, (2, 2)), *(v.detach().clone() for v in named.values())]
-    assert torch.autograd.gradcheck(run, [x.requires_grad_() for x in leaves])
 
 
 @pytest.mark.parametrize("name", ["offset", "plain"])

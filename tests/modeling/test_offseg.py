@@ -5,23 +5,18 @@ import math
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import build_model
 from torch import Tensor
 
 from offseg_d2.modeling import OffSegPixelDecoder
-from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
 from offseg_d2.modeling.pixel_decoder.offseg import interleave_channels
 from tests.common import (
     SMALL_OFFSEG,
     assert_close,
     build_offseg,
-    offseg_config,
     random_batch,
     spread_weights,
 )
 
-# With 150 classes and without the authors' never-used second classifier.
-PARAMETERS = {"offseg_t": 6_183_626, "offseg_b": 12_916_850, "offseg_l": 26_375_458}
 LEVELS = (32, 32, 32, 64)
 SHAPES = {
     f"res{i + 2}": ShapeSpec(channels=c, stride=4 * 2**i) for i, c in enumerate((8, 12, 16, 20))
@@ -39,14 +34,6 @@ def pyramid(batch: int, height: int, width: int) -> dict[str, Tensor]:
 def make_decoder() -> OffSegPixelDecoder:
     decoder = OffSegPixelDecoder(SHAPES, level_channels=LEVELS, out_channels=32)
     return spread_weights(decoder).double()
-
-
-@pytest.mark.parametrize("model", sorted(PARAMETERS))
-def test_number_of_parameters_is_exact(model):
-    cfg = offseg_config("MODEL.DEVICE", "meta", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150, model=model)
-    with torch.device("meta"):
-        network = build_model(cfg)
-    assert sum(p.numel() for p in network.parameters()) == PARAMETERS[model]
 
 
 @pytest.mark.parametrize(
@@ -99,22 +86,6 @@ def test_reduction_is_convolution_without_bias_norm_of_32_groups_and_relu():
         assert_close(block(features), expected, 1e-10)
 
 
-def test_images_of_a_batch_do_not_influence_each_other():
-    decoder, features = make_decoder(), pyramid(3, 32, 32)
-    with torch.no_grad():
-        together = decoder(features)[0]
-        alone = decoder({name: x[1:2] for name, x in features.items()})[0]
-    assert_close(together[1:2], alone, 1e-10)
-
-
-def test_every_parameter_gets_a_gradient():
-    decoder = make_decoder()
-    (out,) = decoder(pyramid(2, 128, 128))  # the coarsest map has neighbours at distance 2
-    (out * torch.randn_like(out)).sum().backward()
-    for name, parameter in decoder.named_parameters():
-        assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
-
-
 def test_weights_start_as_published():
     decoder = build_offseg().sem_seg_head.pixel_decoder
     # Kaiming-normal, fan out: sqrt(2 / out_channels)
@@ -126,42 +97,16 @@ def test_weights_start_as_published():
     assert decoder.align.weight.std().item() == pytest.approx(0.088745, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("classifier", "ablation"),
-    [
-        ("offset", (True, True)),
-        ("offset", (True, False)),
-        ("offset", (False, True)),
-        ("offset", (False, False)),
-        ("plain", (True, True)),
-    ],
-)
-def test_every_parameter_of_the_model_gets_a_gradient(classifier, ablation):
-    opts = ["MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier]
-    opts += ["MODEL.SEM_SEG_HEAD.CLASS_OFFSET", ablation[0]]
-    opts += ["MODEL.SEM_SEG_HEAD.FEATURE_OFFSET", ablation[1]]
+@pytest.mark.parametrize("switches", [(True, False), (False, True), (False, False)])
+def test_offsets_that_are_switched_off_have_no_parameters_and_the_others_learn(switches):
+    opts = ["MODEL.SEM_SEG_HEAD.CLASS_OFFSET", switches[0]]
+    opts += ["MODEL.SEM_SEG_HEAD.FEATURE_OFFSET", switches[1]]
     model = build_offseg(*SMALL_OFFSEG, *opts).train()
     model(random_batch([(64, 64), (64, 64)]))["loss_sem_seg"].backward()
-    missing = [name for name, p in model.named_parameters() if p.grad is None]
-    assert not missing
-    offsets = {n for n, _ in model.named_parameters() if "_offset_proj" in n}
-    assert len(offsets) == (sum(ablation) if classifier == "offset" else 0)
-    for name in offsets:
-        assert model.get_parameter(name).grad.abs().max() > 0, name
-
-
-def test_plain_and_offset_models_differ_only_in_the_classifier():
-    def rest(*opts: object) -> dict[str, torch.Size]:
-        state = build_offseg(*SMALL_OFFSEG, *opts).state_dict()
-        kept = {k: v.shape for k, v in state.items() if "sem_seg_head.classifier." not in k}
-        assert 0 < len(state) - len(kept) <= 5
-        return kept
-
-    plain = rest("MODEL.SEM_SEG_HEAD.CLASSIFIER", "plain")
-    assert plain == rest("MODEL.SEM_SEG_HEAD.CLASSIFIER", "offset")
-    assert plain == rest("MODEL.SEM_SEG_HEAD.CLASS_OFFSET", False)
-    assert any(k.startswith("sem_seg_head.pixel_decoder.") for k in plain)
-    assert any(k.startswith("backbone.") for k in plain)
+    assert not [name for name, p in model.named_parameters() if p.grad is None]
+    offsets = [p for name, p in model.named_parameters() if "_offset_proj" in name]
+    assert len(offsets) == sum(switches)
+    assert all(parameter.grad.abs().max() > 0 for parameter in offsets)
 
 
 @pytest.mark.parametrize(
@@ -199,38 +144,3 @@ def test_plain_and_offset_models_differ_only_in_the_classifier():
 def test_unusable_settings_are_refused(opts, message):
     with pytest.raises(ValueError, match=message):
         build_offseg(*opts)
-
-
-def test_decoder_is_found_by_its_name():
-    assert isinstance(build_pixel_decoder(offseg_config(*SMALL_OFFSEG), SHAPES), OffSegPixelDecoder)
-
-
-@pytest.mark.parametrize("classifier", ["offset", "plain"])
-def test_model_overfits_four_images(classifier):
-    # Blocks of random classes in class colours: learnt by heart within seconds by a sound model.
-    opts = [*SMALL_OFFSEG, "MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier]
-    opts += ["MODEL.EFFICIENTFORMER_V2.LAYER_SCALE_INIT", 0.1, "MODEL.SEM_SEG_HEAD.DROPOUT", 0.0]
-    model = build_offseg(*opts).train()
-    labels = torch.randint(0, 5, (4, 4, 4)).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    colours = torch.randint(0, 256, (5, 3))
-    images = colours[labels].movedim(-1, 1) + torch.randint(-20, 20, (4, 3, 64, 64))
-    batch = [
-        {"image": image.clamp(0, 255).byte(), "sem_seg": label}
-        for image, label in zip(images, labels, strict=True)
-    ]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = model(batch)["loss_sem_seg"]
-        loss.backward()
-        optimizer.step()
-    for module in model.modules():  # their running statistics lag behind 40 steps
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
-    with torch.no_grad():
-        model(batch)
-        predictions = torch.stack([x["sem_seg"].argmax(0) for x in model.eval()(batch)])
-    accuracy = (predictions == labels).float().mean().item()
-    print(classifier, accuracy)
-    assert accuracy > 0.95, accuracy

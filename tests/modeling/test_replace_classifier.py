@@ -1,4 +1,4 @@
-"""The offset classifier in heads of others: Detectron2's, and any module."""
+"""The offset classifier in external heads: Detectron2's, and any module."""
 
 import re
 

@@ -1,5 +1,6 @@
 """A parity case: the file of one reference run, and the rows its comparison yields."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from tests.golden import parity_rules
 # Where the reference stores no noise floor of its own (see its README).
 DEFAULT_TOLERANCE = 2e-5
 PIPELINE_TOLERANCE = 2e-4
+# Of images and label maps, where neither name nor input of a case says another (see its README).
+TRAIN_SIZE = (512, 512)
 # A correct float32 implementation is within 1.1 of the reference's float32-float64 difference.
 NOISE_FACTOR = 3.0
 
@@ -79,18 +82,31 @@ class ParityCase:
         """Relative difference of two numbers."""
         return Row(self.name, key, abs(actual - expected) / max(abs(expected), 1e-30), tolerance)
 
+    def compare_all(
+        self, found: Mapping[str, Tensor], default: float = DEFAULT_TOLERANCE
+    ) -> Iterator[Row]:
+        """One row per tensor of the file; a tensor that ``found`` lacks fails."""
+        for key in self.tensors():
+            if key in found:
+                yield self.compare(key, found[key], default)
+            else:
+                yield Row(self.name, key, float("nan"), 0.0, "not computed")
+
     def compare_labels(self, key: str, logits: Tensor, margin: float) -> Row:
         """Share of pixels with another label, among those whose top-2 margin exceeds ``margin``.
 
         Args:
             key: name of the reference label map.
-            logits: (K, H, W).
+            logits: (K, H, W) or (B, K, H, W).
             margin: logit difference below which rounding may decide.
         """
-        top2 = logits.topk(2, dim=0).values
-        clear = (top2[0] - top2[1]) > margin
-        expected = torch.from_numpy(np.squeeze(self.data[key]).astype(np.int64))
-        wrong = (logits.argmax(0) != expected) & clear
+        top2 = logits.topk(2, dim=-3).values
+        clear = (top2.select(-3, 0) - top2.select(-3, 1)) > margin
+        expected = torch.from_numpy(self.data[key].astype(np.int64))
+        if expected.shape != clear.shape:
+            remark = f"shape {tuple(clear.shape)} instead of {tuple(expected.shape)}"
+            return Row(self.name, key, float("inf"), 0.0, remark)
+        wrong = (logits.argmax(-3) != expected) & clear
         remark = f"{int(clear.sum())} of {clear.numel()} pixels are clear"
         return Row(self.name, key, wrong.double().mean().item(), 0.0, remark)
 
@@ -98,20 +114,51 @@ class ParityCase:
         """A pseudo-random input of the reference."""
         return torch.from_numpy(parity_rules.tensor(f"{self.name}/{name}", shape, scale))
 
-    def image(self, height: int, width: int, suffix: str = "") -> Tensor:
-        """(3, H, W) uint8 RGB."""
-        image = parity_rules.image(self.name + suffix, height, width)
-        stored = np.atleast_1d(self.data["image_crc32"])
-        if int(parity_rules.crc(image)) not in {int(c) for c in stored}:
-            raise ValueError(f"{self.path}: the input image differs from the reference's.")
-        return torch.from_numpy(image).permute(2, 0, 1)
+    def size(self) -> tuple[int, int]:
+        """(height, width) of the images in pixels: of the name, else of the stored input."""
+        match = re.search(r"_(\d+)x(\d+)", self.name)
+        if match:
+            return int(match[1]), int(match[2])
+        return self.shape("input")[-2:] if "input" in self else TRAIN_SIZE
 
-    def labels(self, index: int, num_classes: int, size: int = 512, cell: int = 32) -> Tensor:
-        """(size, size) int64 label map of training image ``index``, blobs of about ``cell``."""
-        labels = parity_rules.labels(f"{self.name}/lab{index}", size, size, num_classes, cell=cell)
-        if parity_rules.crc(labels) != int(self.data["label_crc32"][index]):
-            raise ValueError(f"{self.path}: label map {index} differs from the reference's.")
-        return torch.from_numpy(labels)
+    def result_size(self) -> tuple[int, int]:
+        """(height, width) of the prediction in pixels: that of the images if none is named."""
+        if "ori_shape" in self.data:
+            height, width = (int(x) for x in self.data["ori_shape"])
+            return height, width
+        match = re.search(r"_to_(\d+)x(\d+)", self.name)
+        return (int(match[1]), int(match[2])) if match else self.size()
+
+    def images(self) -> list[Tensor]:
+        """The images of the batch, (3, H, W) uint8 RGB each.
+
+        Raises:
+            ValueError: if one differs from the reference's.
+        """
+        stored = self.data["image_crc32"]
+        suffixes = [f"/img{i}" for i in range(len(stored))] if stored.ndim else [""]
+        images = []
+        for suffix, checksum in zip(suffixes, np.atleast_1d(stored), strict=True):
+            image = parity_rules.image(self.name + suffix, *self.size())
+            if parity_rules.crc(image) != int(checksum):
+                raise ValueError(f"{self.path}: image {suffix!r} differs from the reference's.")
+            images.append(torch.from_numpy(image).permute(2, 0, 1))
+        return images
+
+    def labels(self, num_classes: int, cell: int = 32) -> list[Tensor]:
+        """The label maps of the batch, (H, W) int64 each, with blobs of about ``cell`` pixels.
+
+        Raises:
+            ValueError: if one differs from the reference's.
+        """
+        maps = []
+        for i, checksum in enumerate(self.data["label_crc32"]):
+            name = f"{self.name}/lab{i}"
+            labels = parity_rules.labels(name, *self.size(), num_classes, cell=cell)
+            if parity_rules.crc(labels) != int(checksum):
+                raise ValueError(f"{self.path}: label map {i} differs from the reference's.")
+            maps.append(torch.from_numpy(labels))
+        return maps
 
 
 def reference_weight(theirs: str, shape: tuple[int, ...]) -> Tensor:
@@ -122,20 +169,28 @@ def reference_weight(theirs: str, shape: tuple[int, ...]) -> Tensor:
 
 
 def each_gradient_norm(
-    case: ParityCase, gradients: Mapping[str, Tensor], head_tolerance: float, tolerance: float
+    case: ParityCase,
+    gradients: Mapping[str, Tensor],
+    tolerance: float,
+    norms: str = "grad_norms_fp64",
 ) -> Iterator[Row]:
-    """One row per group of gradient norms: the worst relative difference and its name."""
+    """One row per group of gradient norms: the worst relative difference and its name.
+
+    Args:
+        case: holds the reference's norms.
+        gradients: ours, under the authors' names.
+        tolerance: relative.
+        norms: the entry of the reference's norms.
+    """
     names = [str(n) for n in case.data["grad_names"]]
-    norms = case.data["grad_norms_fp64"]
     worst: dict[str, Row] = {}
-    for name, norm in zip(names, norms, strict=True):
+    for name, norm in zip(names, case.data[norms].astype(np.float64), strict=True):
         if norm < 1e-9:  # analytically zero, such as biases in front of a batch norm
             continue
         group = name.split(".")[0]
-        limit = head_tolerance if group == "decode_head" else tolerance
         actual = float(gradients[name].double().norm()) if name in gradients else float("nan")
         difference = abs(actual - norm) / norm
-        row = Row(case.name, f"gradient norms {group}.*", difference, limit, f"worst: {name}")
+        row = Row(case.name, f"gradient norms {group}.*", difference, tolerance, f"worst: {name}")
         if group not in worst or not difference <= worst[group].difference:
             worst[group] = row
     yield from worst.values()

@@ -4,10 +4,12 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
@@ -16,24 +18,25 @@ from offseg_d2.checkpoint.key_maps import KeyMap
 from offseg_d2.checkpoint.key_tables import KEY_MAPS
 from offseg_d2.config import load_config
 from offseg_d2.modeling import EfficientFormerV2
-from offseg_d2.modeling.meta_arch import InferenceSettings, window_origins
-from offseg_d2.modeling.meta_arch.inference import resize_logits
+from offseg_d2.modeling.meta_arch import window_origins
+from offseg_d2.modeling.meta_arch.inference import pad_to_multiple, resize_logits
 from tests.golden import parity_rules
 from tests.parity.case import (
+    DEFAULT_TOLERANCE,
     PIPELINE_TOLERANCE,
     ParityCase,
     Row,
     SkipCase,
     each_gradient_norm,
-    reference_weight,
 )
 
-MODEL_CONFIGS = Path(__file__).parents[2] / "configs" / "base" / "models"
-NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "cocostuff": 171, "pascal59": 59}
+CONFIGS = Path(__file__).parents[2] / "configs" / "base"
 MODEL_NAME = re.compile(
-    r"(?P<model>[a-z0-9_]+?)(?P<baseline>_baseline)?_(?P<dataset>ade20k|cityscapes|cocostuff|pascal59)"
-    r"_(?P<rest>.*)"
+    r"[A-Z]+_(?P<name>(?P<model>\w+?)(?P<baseline>_baseline)?_(?P<dataset>[a-z0-9]+))"
+    r"_(?:(?:whole_|slide_)?\d+x\d+.*|train.*)"
 )
+# The reference's names of data sets, where ours are others.
+DATASETS = {"cocostuff": "coco_stuff", "pascal59": "pascal_context"}
 
 
 @dataclass(frozen=True)
@@ -42,66 +45,66 @@ class CaseModel:
 
     model: nn.Module
     key_map: KeyMap
+    manifest: str  # name of the reference's list of entries
     num_classes: int
-    dataset: str
-    rest: str  # what follows the data set in the case's name
 
 
-def build_case_model(case: ParityCase) -> CaseModel:
+def build_case_model(case: ParityCase, dtype: torch.dtype = torch.float32) -> CaseModel:
     """The model that the case's name names, filled by name through our key map.
+
+    Classes and sliding windows are those of the data set, padding is that of the model.
 
     Raises:
         SkipCase: if the project has no such model.
     """
-    match = MODEL_NAME.fullmatch(_without_letter(case.name))
+    match = MODEL_NAME.fullmatch(case.name)
     if match is None:
         raise SkipCase(f"no model is named in {case.name}")
-    config_file = MODEL_CONFIGS / f"{match['model']}.yaml"
-    if not config_file.is_file():
-        raise SkipCase(f"{match['model']} is not built yet")
-    num_classes = NUM_CLASSES[match["dataset"]]
-    classifier = "plain" if match["baseline"] else "offset"
-    opts = ["MODEL.DEVICE", "cpu", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", num_classes]
-    cfg = load_config(str(config_file), [*opts, "MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier])
-    key = (cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, classifier)
+    dataset = CONFIGS / "datasets" / f"{DATASETS.get(match['dataset'], match['dataset'])}.yaml"
+    host = CONFIGS / "models" / f"{match['model']}.yaml"
+    for file, name in ((host, match["model"]), (dataset, match["dataset"])):
+        if not file.is_file():
+            raise SkipCase(f"{name} is not built yet")
+    cfg = load_config(str(dataset))
+    cfg.merge_from_other_cfg(CfgNode(CfgNode.load_yaml_with_base(str(host))))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.SWIN.DROP_PATH_RATE = 0.0
+    cfg.MODEL.SEM_SEG_HEAD.CLASSIFIER = "plain" if match["baseline"] else "offset"
+    cfg.TEST.SEM_SEG.MODE = "slide" if "_slide_" in case.name else "whole"
+    key = (cfg.MODEL.SEM_SEG_HEAD.PIXEL_DECODER_NAME, cfg.MODEL.SEM_SEG_HEAD.CLASSIFIER)
     if key not in KEY_MAPS:
         raise SkipCase(f"no key map for {key}")
     model = build_model(cfg)
     fill_model(model, KEY_MAPS[key])
-    return CaseModel(model.eval(), KEY_MAPS[key], num_classes, match["dataset"], match["rest"])
-
-
-def _without_letter(name: str) -> str:
-    """Such as D_offseg_t_ade20k_512x512 -> offseg_t_ade20k_512x512."""
-    return name.split("_", 1)[1]
+    if dtype == torch.float64:
+        model.normalise = _normalise_in_float32
+    num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return CaseModel(model.to(dtype).eval(), KEY_MAPS[key], match["name"], num_classes)
 
 
 def fill_model(model: nn.Module, key_map: KeyMap) -> None:
     """Load the reference's weights, generated under the authors' names and mapped to ours."""
-    state = model.state_dict()
-    theirs = {
-        name: reference_weight(name, tuple(tensor.shape))
-        for name, tensor in key_map.to_theirs(state).items()
-    }
+    theirs = {}
+    for name, own in key_map.to_theirs(model.state_dict()).items():
+        value = parity_rules.weight(name, tuple(own.shape))
+        theirs[name] = own if value is None else torch.from_numpy(value)
     ours, dropped = key_map.from_theirs(theirs)
     assert not dropped, dropped
     model.load_state_dict(ours, strict=True)
-    _fix_injected_bases(model)
 
 
-def _fix_injected_bases(model: nn.Module) -> None:
-    """The reference's NMF bases are one fixed draw; give ours the same."""
+def inject_bases(model: nn.Module, batch: int) -> None:
+    """The reference's NMF bases are one fixed draw for ``batch`` images; give ours the same."""
     for module in model.modules():
         if hasattr(module, "injected_bases"):
-            shape = (1, module.channels, module.rank)
+            shape = (batch, module.channels, module.rank)
             bases = torch.from_numpy(parity_rules.uniform("nmf_bases", shape))
             module.injected_bases = F.normalize(bases, dim=1)
 
 
 def manifest_row(case: ParityCase, built: CaseModel) -> Iterator[Row]:
     """Every entry of the authors' state dict is mapped or dropped, shapes equal, none left."""
-    name = _without_letter(case.name).removesuffix(f"_{built.rest}")
-    path = case.path.parent / f"manifest_{name}.json"
+    path = case.path.parent / f"manifest_{built.manifest}.json"
     if not path.is_file():
         return
     with open(path, encoding="utf-8") as file:
@@ -116,7 +119,7 @@ def manifest_row(case: ParityCase, built: CaseModel) -> Iterator[Row]:
 
 def backbone(case: ParityCase) -> Iterator[Row]:
     """C: EfficientFormerV2 alone."""
-    match = re.fullmatch(r"C_efficientformerv2_(S0|S1|S2|L)_(\d+)x(\d+)", case.name)
+    match = re.fullmatch(r"C_efficientformerv2_(S0|S1|S2|L)_\d+x\d+", case.name)
     if match is None:
         raise SkipCase(f"{case.name} names no EfficientFormerV2 variant")
     network = EfficientFormerV2(variant=match[1].lower())
@@ -130,15 +133,11 @@ def backbone(case: ParityCase) -> Iterator[Row]:
             "network.5": network.downsamples[2],
         }
     )
-    height, width = int(match[2]), int(match[3])
-    normalised = torch.from_numpy(
-        parity_rules.normalise(case.image(height, width).permute(1, 2, 0).numpy())
-    )
+    normalised = torch.stack([_normalise(image) for image in case.images()])
     with torch.no_grad():
         found |= {f"out{i}": x for i, x in enumerate(network(normalised).values())}
     found["input"] = normalised
-    for key in case.tensors():
-        yield case.compare(key, found[key])
+    yield from case.compare_all(found)
 
 
 def _record(modules: dict[str, nn.Module]) -> dict[str, Tensor]:
@@ -176,19 +175,18 @@ def segmentor(case: ParityCase) -> Iterator[Row]:
     model, decoder = built.model, built.model.sem_seg_head.pixel_decoder
     found = _record(_intermediates(decoder))
     _record_special_steps(decoder, found)
-    height, width = (int(x) for x in built.rest.split("x"))
-    image = case.image(height, width)
+    images = case.images()
+    inject_bases(model, len(images))
     with torch.no_grad():
-        normalised = model.normalise(image)[None]
+        normalised = torch.stack([model.normalise(image) for image in images])
         features = model.backbone(normalised)
         logits = model.sem_seg_head(features)
     found |= {f"backbone{int(k[3:]) - 2}": v for k, v in features.items()}
     found |= {"input": normalised, "logits": logits}
     baseline = "_baseline_" in case.name
-    for key in case.tensors():
-        yield case.compare(key, found[key], PIPELINE_TOLERANCE if baseline else 2e-5)
+    yield from case.compare_all(found, PIPELINE_TOLERANCE if baseline else DEFAULT_TOLERANCE)
     if "logits_argmax" in case.data:
-        yield case.compare_labels("logits_argmax", logits[0], 1e-4)
+        yield case.compare_labels("logits_argmax", logits, 1e-4)
 
 
 def _record_special_steps(decoder: nn.Module, found: dict[str, Tensor]) -> None:
@@ -208,42 +206,24 @@ def _record_special_steps(decoder: nn.Module, found: dict[str, Tensor]) -> None:
         decoder.hamburger.decomposition.register_forward_pre_hook(keep_input)
 
 
-# (crop, stride) of the authors' sliding windows, in pixels
-WINDOWS = {"cityscapes": (1024, 768), "pascal59": (480, 320)}
-PIPELINE = re.compile(r"(?P<mode>slide|whole)_(?P<h>\d+)x(?P<w>\d+)(_to_(?P<oh>\d+)x(?P<ow>\d+))?")
-
-
 def pipeline(case: ParityCase) -> Iterator[Row]:
     """H: from the image to the label map at its original size."""
-    built = build_case_model(case)
-    match = PIPELINE.fullmatch(built.rest)
-    if match is None:
-        raise SkipCase(f"{built.rest!r} names no inference mode and size")
-    model = built.model
-    pad = 32 if "segnext" in case.name else 0  # as in the authors' test settings
-    crop, stride = WINDOWS.get(built.dataset, (512, 480))
-    model.inference = InferenceSettings(
-        match["mode"], (crop, crop), (stride, stride), size_divisibility=pad
-    )
-    height, width = int(match["h"]), int(match["w"])
-    rows, columns = height + -height % (pad or 1), width + -width % (pad or 1)
-    result = {"height": int(match["oh"] or height), "width": int(match["ow"] or width)}
+    model = build_case_model(case).model
+    inject_bases(model, 1)  # the reference's windows ran one at a time
+    settings = model.inference
+    (image,) = case.images()
+    height, width = case.result_size()
     crops = _record_crops(model)
-    image = case.image(height, width)
     with torch.no_grad():
-        logits = model([{"image": image, **result}])[0]["sem_seg"]
-    padded = F.pad(model.normalise(image)[None], [0, columns - width, 0, rows - height])
+        logits = model([{"image": image, "height": height, "width": width}])[0]["sem_seg"]
+    padded = pad_to_multiple(model.normalise(image)[None], settings.size_divisibility)
     found = {"input": padded, "seg_logits": logits}
-    found |= {f"crop{i}": crop for i, crop in enumerate(crops)}
-    if match["mode"] == "slide":
-        count = len(window_origins(rows, crop, stride)) * len(window_origins(columns, crop, stride))
-        difference = abs(count - int(case.data["n_crops"]))
-        yield Row(case.name, "number of windows", difference, 0.0)
-    for key in case.tensors():
-        actual = found[key]
-        if case.shape(key)[0] == 1 and actual.ndim == 3:
-            actual = actual[None]
-        yield case.compare(key, actual, PIPELINE_TOLERANCE)
+    found |= {f"crop{i}": crop[None] for i, crop in enumerate(crops)}
+    if settings.mode == "slide":
+        sizes = zip(padded.shape[-2:], settings.crop_size, settings.stride, strict=True)
+        count = prod(len(window_origins(*along)) for along in sizes)
+        yield Row(case.name, "number of windows", abs(count - int(case.data["n_crops"])), 0.0)
+    yield from case.compare_all(found, PIPELINE_TOLERANCE)
     if "label_map" in case.data:
         yield case.compare_labels("label_map", logits, 1e-3)
 
@@ -264,22 +244,17 @@ def _record_crops(model: nn.Module) -> list[Tensor]:
 
 def training_loss(case: ParityCase) -> Iterator[Row]:
     """I: loss, gradients and updated batch norm statistics, strictly in float64."""
-    built = build_case_model(case)
-    model = built.model.double().train()
+    built = build_case_model(case, torch.float64)
+    model = built.model.train()
     _silence(model)
     if case.name.endswith("_bneval"):
         for module in model.backbone.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
-    model.train_size = (512, 512)
-    model.normalise = _normalise_in_float32
-    batch = [
-        {
-            "image": case.image(512, 512, f"/img{i}"),
-            "sem_seg": case.labels(i, built.num_classes),
-        }
-        for i in range(2)
-    ]
+    model.train_size = case.size()
+    pairs = zip(case.images(), case.labels(built.num_classes), strict=True)
+    batch = [{"image": image, "sem_seg": labels} for image, labels in pairs]
+    inject_bases(model, len(batch))
     accuracy = _record_accuracy(model)
     loss = model(batch)["loss_sem_seg"]
     loss.backward()
@@ -288,14 +263,11 @@ def training_loss(case: ParityCase) -> Iterator[Row]:
         "acc_seg", accuracy[0], float(case.data["loss__decode.acc_seg"]), 1e-4
     )
     parameters = dict(model.named_parameters())
-    gradients = {
-        name: tensor
-        for name, tensor in built.key_map.to_theirs(
-            {n: p.grad for n, p in parameters.items() if p.grad is not None}
-        ).items()
-    }
+    gradients = built.key_map.to_theirs(
+        {n: p.grad for n, p in parameters.items() if p.grad is not None}
+    )
     yield Row(case.name, "parameters without gradient", len(parameters) - len(gradients), 0.0)
-    yield from each_gradient_norm(case, gradients, 1e-9, 1e-9)
+    yield from each_gradient_norm(case, gradients, 1e-9)
     buffers = built.key_map.to_theirs(model.state_dict())
     for key in case.tensors():
         if key.startswith("grad."):
@@ -304,9 +276,13 @@ def training_loss(case: ParityCase) -> Iterator[Row]:
             yield case.compare(key, buffers[key.removeprefix("after.")])
 
 
+def _normalise(image: Tensor) -> Tensor:
+    return torch.from_numpy(parity_rules.normalise(image.permute(1, 2, 0).numpy()))[0]
+
+
 def _normalise_in_float32(image: Tensor) -> Tensor:
     """The float64 reference starts from an image that was normalised in float32."""
-    return torch.from_numpy(parity_rules.normalise(image.permute(1, 2, 0).numpy()))[0].double()
+    return _normalise(image).double()
 
 
 def _silence(model: nn.Module) -> None:

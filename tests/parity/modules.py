@@ -129,7 +129,7 @@ def _tensor(name: str, shape: tuple[int, ...]) -> Tensor:
 def freq_fusion(case: ParityCase) -> Iterator[Row]:
     """B: one FreqFusion stage with intermediates and gradients."""
     hr_channels, lr_channels, compressed, batch, h, w = (int(v) for v in case.data["params"])
-    stage = case.name[-1]
+    stage = case.name.split("_")[2][1:]  # such as "0" of B_freqfusion_t0
     fusion = FreqFusion(hr_channels, lr_channels, compressed)
     names = fill(fusion, f"sem_seg_head.pixel_decoder.fusions.{stage}.")
     hr = case.tensor("hr", (batch, hr_channels, 2 * h, 2 * w)).requires_grad_()

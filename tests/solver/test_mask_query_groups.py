@@ -99,7 +99,7 @@ def test_norms_and_embeddings_of_every_backbone_have_no_weight_decay(model, clas
     ],
     ids=lambda backbone: backbone[-1],
 )
-def test_norms_of_foreign_backbones_have_no_weight_decay_whatever_their_names(backbone):
+def test_norms_of_external_backbones_have_no_weight_decay_whatever_their_names(backbone):
     opts = ["MODEL.BACKBONE.NAME", backbone[0]]
     if len(backbone) > 1:
         pytest.importorskip("timm", reason="timm's networks need timm")
@@ -202,7 +202,7 @@ def test_gradients_are_clipped_to_a_joint_norm_of_one_hundredth(recipe):
 
 
 class Scaled(nn.Module):
-    """Loss with the gradient 30 in each of 4 places."""
+    """Loss with the gradient 30 in each of 4 entries."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
 """State dicts of Swin transformers, ResNets and Mask2Former in the layouts of other projects.
 
-Made without our key maps, as those of ``foreign.py``: from Detectron2's own networks and from the
+Made without our key maps, as those of ``external.py``: from Detectron2's own networks and from the
 authors' names, renamed here line by line. They are large: each is made once, and not to be changed.
 """
 
@@ -14,7 +14,7 @@ from detectron2.modeling import build_resnet_backbone
 from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor
 
-from tests.checkpoint.foreign import authors_state, other_state
+from tests.checkpoint.external import authors_state, other_state
 
 SWIN_T = "mask2former_swin_t_ade20k"
 R50_OPTIONS = ("mask2former_r50", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150)
@@ -92,10 +92,10 @@ def _with_original_merging(tensor: Tensor) -> Tensor:
     """Last axis 4 c + 2 row + column -> the four pixels of a patch in the original order."""
     channels = tensor.shape[-1] // 4
     result = torch.empty_like(tensor)
-    for place, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
+    for index, (row, column) in enumerate([(0, 0), (1, 0), (0, 1), (1, 1)]):
         for channel in range(channels):
             source = tensor[..., 4 * channel + 2 * row + column]
-            result[..., place * channels + channel] = source
+            result[..., index * channels + channel] = source
     return result
 
 
