@@ -91,6 +91,12 @@ def _vector_product(left: torch.Size, *args: Any, **kwargs: Any) -> int:
     return 2 * prod(left)
 
 
+def _added_product(
+    summand: torch.Size, left: torch.Size, right: torch.Size, *args: Any, **kwargs: Any
+) -> int:
+    return 2 * prod(left) * right[-1]
+
+
 def _attention(
     queries: torch.Size, keys: torch.Size, values: torch.Size, *args: Any, **kwargs: Any
 ) -> int:
@@ -132,6 +138,7 @@ def _operators(*names: str) -> list[Any]:
 _TABLE: list[tuple[str, Formula, list[Any]]] = [
     (CONVOLUTION, _packed_convolution, _operators("mkldnn._convolution_pointwise")),
     (MATRIX, _vector_product, _operators("mv", "dot")),
+    (MATRIX, _added_product, _operators("addmm", "baddbmm")),
     (MATRIX, _packed_linear, _operators("mkldnn._linear_pointwise", "mkl._mkl_linear")),
     (MATRIX, _attention, _operators("_scaled_dot_product_flash_attention_for_cpu")),
     (ELEMENTWISE, _per_value(1), _operators("mul", "addcmul", "lerp")),

@@ -107,6 +107,7 @@ def test_packed_convolution_counts_as_any_other_with_and_without_a_sum(groups):
         (torch.matmul, [(3, 4, 5), (5,)], 3 * 4 * 5),
         (torch.addmm, [(6,), (4, 5), (5, 6)], 4 * 5 * 6),
         (torch.baddbmm, [(3, 4, 6), (3, 4, 5), (3, 5, 6)], 3 * 4 * 5 * 6),
+        (torch.Tensor.baddbmm_, [(3, 4, 6), (3, 4, 5), (3, 5, 6)], 3 * 4 * 5 * 6),
         (lambda a, b: torch.einsum("bqk,bqn->bkn", a, b), [(2, 5, 3), (2, 5, 7)], 2 * 5 * 3 * 7),
         (lambda a: F.linear(a, a.new_zeros(6, 5)), [(2, 4, 5)], 2 * 4 * 5 * 6),
         (F.scaled_dot_product_attention, [(2, 3, 4, 8), (2, 3, 7, 8), (2, 3, 7, 8)], 6 * 28 * 16),

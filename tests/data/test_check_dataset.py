@@ -14,6 +14,7 @@ from detectron2.utils.logger import setup_logger
 
 from offseg_d2.data.inspection import check_datasets, format_report, plot_classes
 from offseg_d2.data.inspection.check import ClassStatistics, DatasetReport
+from offseg_d2.utils.io import file_stem
 from tests.common import ROOT
 from tests.data.checked import CLASSES, NAMES, PLANTS, plant, write_folder
 from tests.data.common import write_camvid, write_label
@@ -150,6 +151,18 @@ def test_plot_shows_a_bar_in_the_colour_of_each_class_that_occurs(num_classes):
 
 def test_plot_can_be_drawn_of_nothing():
     assert plot_classes(made_up_report(4, np.zeros(4, dtype=np.int64)))[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("camvid_train", "camvid_train"),
+        ("folder:/data/x:train", "folder_data_x_train"),
+        ("../..", "dataset"),
+    ],
+)
+def test_file_stem_holds_no_path(name, stem):
+    assert file_stem(name) == stem
 
 
 def test_several_datasets_have_a_report_and_a_plot_each(tool, tmp_path, monkeypatch):
