@@ -81,11 +81,7 @@ def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.nda
         DataFileError: the file is unreadable, of another format, or holds an unmapped id.
     """
     lut = label_map if isinstance(label_map, LabelLut) else build_lut(label_map)
-    raw, palette = _read_samples(path)
-    if raw.ndim == 3:
-        return _ids_of_colors(path, raw, lut)
-    if palette is not None and _palette_decides(raw, palette, lut):
-        return _ids_of_colors(path, palette[raw], lut)
+    raw = read_raw_labels(path, lut)
     # Ids that are not in the map become one that nothing is mapped to, which is quick to look for.
     mark = np.argmin(np.bincount(lut.values[lut.valid], minlength=256)).astype(np.uint8)
     train_ids = cv2.LUT(raw, np.where(lut.valid, lut.values, mark))
@@ -109,20 +105,22 @@ def _class_of_color(color: np.ndarray, colors: np.ndarray) -> int:
     return int(same[0]) if len(same) else -1
 
 
-def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut) -> np.ndarray:
-    """(H, W, 3) uint8 RGB -> (H, W) train ids."""
-    if lut.colors is None:
+def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) uint8, for each colour an id that means its class."""
+    if lut is None or lut.colors is None:
         raise DataFileError(
             f"Label file '{path}' must hold class ids in one channel, but holds colours; give the "
             f"dataset a 'palette' in its classes.json to have them read."
         )
     codes = _color_codes(image)
-    train_ids = np.full(codes.shape, IGNORE_LABEL, dtype=np.uint8)
+    ids = np.zeros(codes.shape, dtype=np.uint8)
     unknown = np.ones(codes.shape, dtype=bool)
     for class_id, code in reversed(list(enumerate(_color_codes(lut.colors)))):
         is_class = codes == code
-        train_ids[is_class] = class_id
-        unknown &= ~is_class
+        meaning = np.flatnonzero(lut.valid & (lut.values == class_id))
+        if len(meaning):
+            ids[is_class] = meaning[0]
+            unknown &= ~is_class
     if unknown.any():
         found, counts = np.unique(codes[unknown], return_counts=True)
         color = [int(found[0]) >> shift & 255 for shift in (16, 8, 0)]
@@ -131,7 +129,7 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut) -> np.ndarray:
             f"Label file '{path}' must hold colours of the dataset's palette only, but holds "
             f"{color} in {counts[0]} pixels{more}."
         )
-    return train_ids
+    return ids
 
 
 def _color_codes(colors: np.ndarray) -> np.ndarray:
@@ -158,17 +156,21 @@ def count_ids(labels: np.ndarray) -> np.ndarray:
     return np.bincount(labels.ravel(), minlength=256)
 
 
-def read_raw_labels(path: str) -> np.ndarray:
+def read_raw_labels(path: str, lut: LabelLut | None = None) -> np.ndarray:
     """Return the stored values of a label file as (H, W) uint8: palette indices, not colours.
 
+    Args:
+        path: as of :func:`read_label_map`.
+        lut: table of the dataset; with colours it lets masks hold those instead of values.
+
     Raises:
-        DataFileError: the file is unreadable or has several different channels.
+        DataFileError: the file is unreadable, or holds colours and none or others are known.
     """
-    raw, _ = _read_samples(path)
+    raw, palette = _read_samples(path)
     if raw.ndim == 3:
-        raise DataFileError(
-            f"Label file '{path}' must hold class ids in one channel, but holds colours."
-        )
+        return _ids_of_colors(path, raw, lut)
+    if lut is not None and palette is not None and _palette_decides(raw, palette, lut):
+        return _ids_of_colors(path, palette[raw], lut)
     return raw
 
 

@@ -169,6 +169,9 @@ def find_images(inputs: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
     found: dict[str, None] = {}
     suffixes = IMAGE_SUFFIXES + also
     for name in inputs:
+        if "://" in name:
+            found[_fetched(name)] = None
+            continue
         if PathManager.isdir(name):
             entries = (os.path.join(name, entry) for entry in list_folder(name))
             matches = [path for path in entries if path.lower().endswith(suffixes)]
@@ -187,6 +190,21 @@ def find_images(inputs: Iterable[str], also: tuple[str, ...] = ()) -> list[str]:
             )
         found.update(dict.fromkeys(sorted(matches)))
     return list(found)
+
+
+def _fetched(address: str) -> str:
+    """Local copy of a file that iopath can fetch.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    try:
+        return PathManager.get_local_path(address)
+    except Exception as error:  # of the network, or of iopath about an address it does not know
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"`--input` must name files that can be read, but '{address}' cannot be: {reason}."
+        ) from None
 
 
 def output_paths(

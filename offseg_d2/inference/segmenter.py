@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
-from PIL import Image
+from PIL import Image, ImageOps
 
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
 from offseg_d2.config import load_config, load_config_text
@@ -27,6 +27,8 @@ from offseg_d2.inference.predictor import Predictor
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.classes import class_names, color_map
 
+# Others, such as CMYK, have no single meaning as 8-bit RGB.
+_PILLOW_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I;16B", "I;16L"}
 ImageLike = str | os.PathLike[str] | np.ndarray | Image.Image
 
 
@@ -162,7 +164,7 @@ def _read(image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
 
 def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return _pixels_of(image)
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8):
         what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"`image` must be a path, a PIL image or uint8 values, but is {what}.")
@@ -171,6 +173,19 @@ def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3 or not image.size:
         raise ValueError(f"`image` must have the shape (H, W, 3), but has {image.shape}.")
     return image
+
+
+def _pixels_of(image: Image.Image) -> np.ndarray:
+    """What OpenCV would read of the image's file: upright, 8 bits, without opacity."""
+    if image.mode not in _PILLOW_MODES:
+        raise ValueError(
+            f"`image` must be of one of Pillow's modes {sorted(_PILLOW_MODES)}, but is "
+            f"{image.mode!r}; convert it to 'RGB' as it is meant."
+        )
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _classes_of(path: str, content: dict, cfg: CfgNode) -> Metadata | None:

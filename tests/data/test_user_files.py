@@ -20,6 +20,7 @@ from offseg_d2.data import (
 )
 from offseg_d2.data.datasets.class_file import class_table
 from offseg_d2.data.datasets.own_data import ensure_registered
+from offseg_d2.data.inspection import check_datasets
 from offseg_d2.data.label_map import read_raw_labels
 from tests.data.tiff_files import write_tiff
 
@@ -237,3 +238,20 @@ def test_lists_of_all_editors_are_read(tmp_path, monkeypatch, encode):
     (tmp_path / "camvid/val.txt").write_bytes(b"\xff\xff\xff")
     with pytest.raises(ValueError, match=r"val\.txt' must be UTF-8 text"):
         DatasetCatalog.get("camvid_val")
+
+
+def test_checker_reads_coloured_masks_as_training_does(tmp_path):
+    root = make_folder(tmp_path / "own", palette=PALETTE)
+    Image.fromarray(np.resize(COLORS, (8, 9, 3))).save(root / "annotations/train/a.png")
+    Image.fromarray(np.full((8, 9, 3), 7, np.uint8) * np.array([1, 2, 3], np.uint8)).save(
+        root / "annotations/val/a.png"
+    )
+    good, bad = check_datasets([f"folder:{root}:train", f"folder:{root}:val"])
+    assert good.is_clean and good.classes.pixels.sum() == 72
+    (fault,) = bad.faults
+    assert fault.kind == "label_format" and "[7, 14, 21] in 72 pixels" in fault.message
+
+
+def test_control_characters_of_class_names_are_escaped():
+    classes = class_table({"classes": ["road\x1b[2J", "sky\u009b1m"]}, "x").classes
+    assert [name for name, _ in classes] == ["road\\x1b[2J", "sky\\x9b1m"]

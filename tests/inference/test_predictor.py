@@ -8,7 +8,7 @@ import torch
 from detectron2.modeling import build_model
 
 from offseg_d2.config import load_config
-from offseg_d2.inference.predictor import Predictor
+from offseg_d2.inference.predictor import Predictor, find_images
 from offseg_d2.visualization.drawing import DrawOptions, draw_labels
 from tests.common import ROOT, SMALL_OFFSEG, assert_close, seed_all, spread_weights
 
@@ -106,3 +106,9 @@ def test_the_deployed_model_predicts_the_same_and_leaves_the_trained_one(weights
     fast.model.backbone.register_forward_pre_hook(lambda *_: calls.append(1))
     fast.label_map(image)
     assert not calls
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/x.jpg", "nowhere://x.jpg"])
+def test_address_that_cannot_be_read_is_named(address):
+    with pytest.raises(ValueError, match=f"`--input` must name files .* '{address}' cannot be"):
+        find_images([address])

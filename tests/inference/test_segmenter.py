@@ -12,6 +12,7 @@ from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.engine import Trainer
 from offseg_d2.inference.predictor import Predictor
+from offseg_d2.inference.segmenter import _read
 from tests.common import ROOT, SMALL_OFFSEG, spread_weights
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -52,6 +53,41 @@ def test_arrays_files_and_pil_images_are_the_same(checkpoint, image, tmp_path):
     assert np.array_equal(segment(Image.fromarray(image)).labels, expected)
     grey = image[..., 0]
     assert np.array_equal(segment(grey).labels, segment(np.stack([grey] * 3, axis=2)).labels)
+
+
+def pillow_images(image):
+    """Images as PIL holds them, and options of ``save`` that keep them."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = Image.fromarray(image)
+    turned.info["exif"] = exif.tobytes()
+    opacity = np.linspace(0, 255, image[..., 0].size, dtype=np.uint8).reshape(image.shape[:2])
+    wide = Image.fromarray(image[..., 0].astype(np.uint16) * 256 + 77)
+    palette = Image.fromarray(image).quantize(40)
+    return {
+        "turned": (turned, {"exif": exif.tobytes()}),
+        "RGBA": (Image.fromarray(np.dstack([image, opacity])), {}),
+        "LA": (Image.fromarray(np.dstack([image[..., 0], opacity])), {}),
+        "P": (palette, {}),
+        "1": (Image.fromarray(image[..., 0] > 99), {}),
+        "I;16": (wide, {}),
+    }
+
+
+@pytest.mark.parametrize("kind", ["turned", "RGBA", "LA", "P", "1", "I;16"])
+def test_pil_image_is_seen_as_its_file_is(image, tmp_path, kind):
+    pillow, options = pillow_images(image)[kind]
+    pillow.save(tmp_path / "image.png", **options)
+    with Image.open(tmp_path / "image.png") as opened:
+        _, expected = _read(tmp_path / "image.png")
+        assert np.array_equal(_read(opened)[1], expected)
+        assert expected.shape == ((96, 64, 3) if kind == "turned" else (64, 96, 3))
+
+
+@pytest.mark.parametrize("mode", ["F", "I", "CMYK", "HSV"])
+def test_pil_images_of_no_single_meaning_are_refused(mode):
+    with pytest.raises(ValueError, match=rf"`image` must be of one .* but is '{mode}'"):
+        _read(Image.new(mode, (3, 3)))
 
 
 def test_a_list_of_images_gives_a_list_of_segmentations(checkpoint, image):

@@ -3,8 +3,7 @@
 import pytest
 
 from offseg_d2.checkpoint import CheckpointError
-from offseg_d2.utils.cli import report_user_errors
-from tests.common import ROOT
+from offseg_d2.utils.cli import MAX_LENGTH, printable, report_user_errors
 
 USER_ERRORS = [
     ValueError("a key"),
@@ -35,10 +34,14 @@ def test_result_is_passed_on():
     assert report_user_errors(max, 1, 3) == 3
 
 
-@pytest.mark.parametrize(
-    "tool", ["train_net", "demo", "convert_checkpoint", "check_dataset", "view_dataset"]
-)
-def test_tools_share_the_one_report(tool):
-    source = (ROOT / f"tools/{tool}.py").read_text()
-    assert "from offseg_d2.utils.cli import report_user_errors" in source
-    assert "sys.exit(2)" not in source
+def test_text_from_files_is_escaped_and_cut():
+    assert printable("a\x1b[31mred\x07\n\tb\x9b") == "a\\x1b[31mred\\x07\n\tb\\x9b"
+    assert printable("x" * MAX_LENGTH) == "x" * MAX_LENGTH
+    cut = printable("x" * 90_000_000)
+    assert len(cut) == MAX_LENGTH and cut.endswith(" ...")
+
+
+def test_error_with_a_terminal_escape_is_shown_escaped(capsys):
+    with pytest.raises(SystemExit):
+        report_user_errors(fail_with, ValueError("class '\x1b]0;title\x07'"))
+    assert capsys.readouterr().err == "error: class '\\x1b]0;title\\x07'\n"

@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
-from ..label_map import IGNORE_LABEL, build_lut, classes_of, describe_label_map, label_map_of
+from ..label_map import IGNORE_LABEL, classes_of, describe_label_map, label_lut_of, label_map_of
 from .faults import FAULTS, WARNINGS, Fault
 from .listing import Sample, find_duplicates, find_unused, list_samples
 from .pair import PairResult, check_pair
@@ -137,7 +137,7 @@ def _check_definition(metadata: Metadata) -> Iterator[Fault]:
 
 def _check_files(metadata: Metadata, samples: list[Sample], workers: int) -> list[PairResult]:
     """Check all pairs; the results come in the order of the samples."""
-    function = functools.partial(check_pair, lut=build_lut(label_map_of(metadata)))
+    function = functools.partial(check_pair, lut=label_lut_of(metadata))
     # Of each sample what the check reads: the rest need not pass through the pipes.
     keys = ("file_name", "sem_seg_file_name", "height", "width")
     tasks = [{key: sample[key] for key in keys if key in sample} for sample in samples]
@@ -170,7 +170,7 @@ def _count_classes(metadata: Metadata, results: Sequence[PairResult]) -> ClassSt
     names = classes_of(metadata)
     colors = [tuple(color) for color in getattr(metadata, "stuff_colors", [])][: len(names)]
     colors += [_NO_COLOR] * (len(names) - len(colors))
-    lut = build_lut(label_map_of(metadata))
+    lut = label_lut_of(metadata)
     pixels, images = np.zeros(256, dtype=np.int64), np.zeros(256, dtype=np.int64)
     counted = [result.id_counts for result in results if result.id_counts is not None]
     for id_counts in counted:

@@ -1,7 +1,6 @@
 """The check of one image and its label map; runs in worker processes."""
 
 import hashlib
-import io
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -9,7 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ..image_io import DataFileError, read_bytes, read_image
+from ..image_io import DataFileError, open_with_pillow, read_bytes, read_image
 from ..label_map import IGNORE_LABEL, LabelLut, read_raw_labels
 from .faults import Fault
 from .integrity import checksum_error, decoder_complaints, truncation
@@ -79,7 +78,7 @@ def _check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
         faults.append(Fault(error.kind, image, f"{error}{partner}"))
         result = result._replace(image_found=error.kind != "missing_image")
     try:
-        raw = None if label is None else _check_label(label)
+        raw = None if label is None else _check_label(label, lut)
     except _FileError as error:
         partner = f"; its image is '{image}'" if error.kind == "missing_label" else ""
         faults.append(Fault(error.kind, label, f"{error}{partner}"))
@@ -115,20 +114,18 @@ def _check_image(
     return (height, width), hashlib.blake2b(encoded, digest_size=16).digest(), header
 
 
-def _check_label(path: str) -> np.ndarray:
+def _check_label(path: str, lut: LabelLut) -> np.ndarray:
     """Return the raw ids, (H, W) uint8, of a usable label file."""
     encoded = _read_whole(path, "Label")
     header = _header_of(encoded)
-    if header.format and header.mode not in ("L", "P"):
-        raise _FileError(
-            "label_format",
-            f"must be a single-channel 8-bit image (mode 'L' or 'P'), but has mode '{header.mode}'",
-        )
     if header.format == "JPEG":
         raise _FileError("label_format", "is a JPEG, whose compression changes the ids")
     try:
-        return read_raw_labels(path)
-    except (DataFileError, Image.DecompressionBombError) as error:
+        return read_raw_labels(path, lut)
+    except DataFileError as error:
+        if header.format and error.__cause__ is None:  # read, but not what a label map holds
+            text = str(error).removeprefix(f"Label file '{path}' ").rstrip(".")
+            raise _FileError("label_format", f"{text} (mode '{header.mode}')") from None
         raise _undecodable(encoded, header, error.__cause__ or error) from None
 
 
@@ -153,11 +150,11 @@ def _read_whole(path: str, kind: str) -> bytes:
 def _header_of(encoded: bytes) -> _Header:
     """Open with Pillow; decode as well what the structural checks do not know."""
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
+        with open_with_pillow(encoded) as image:
             if image.format not in _CHECKED_FORMATS:
                 image.load()
             return _Header(str(image.format), image.mode, _orientation_of(image))
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.UnidentifiedImageError:
         return _Header("", "RGB", 1)
     except Exception as error:  # Pillow reports broken files by many types
         kind = "truncated" if "truncated" in str(error) else "unreadable"
