@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
 from offseg_d2.deploy import optimize
+from offseg_d2.export import open_session
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "ade20k"
 MODELS = {
@@ -98,10 +99,10 @@ def open_form(form: str, name: str, images: Tensor, onnx_file: str) -> Run:
         images: (B, 3, H, W) uint8.
         onnx_file: of :func:`export_own`, for the forms that run it.
     """
-    if form == OPENVINO:
-        return _open_openvino(onnx_file, images.numpy())
-    if form == ONNXRUNTIME:
-        return _open_onnxruntime(onnx_file, images.numpy())
+    if form in (OPENVINO, ONNXRUNTIME):
+        content, threads = Path(onnx_file).read_bytes(), torch.get_num_threads()
+        session = open_session(content, onnx_file, runtime=form.lower(), threads=threads)
+        return lambda: session.run(images)[0].numpy()
     if form == PEER:
         peer = build_peer(name, (images.shape[-2], images.shape[-1]))
         return lambda: _array(run_peer(peer, images))
@@ -120,26 +121,6 @@ def label_maps(model: Any, images: Tensor) -> Tensor:
 def _array(result: Any) -> np.ndarray:
     """Class ids as an array; of the levels of a backbone alone the last."""
     return (result if isinstance(result, Tensor) else result[-1]).numpy()
-
-
-def _open_openvino(path: str, images: np.ndarray) -> Run:
-    import openvino
-
-    hints = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
-    request = openvino.Core().compile_model(path, "CPU", hints).create_infer_request()
-    return lambda: request.infer([images])[0]
-
-
-def _open_onnxruntime(path: str, images: np.ndarray) -> Run:
-    from offseg_d2.export.runtime import open_session
-
-    content = Path(path).read_bytes()
-    session = open_session(content, path, threads=torch.get_num_threads())
-    return lambda: session.run(None, {"image": images})[0]
 
 
 def boundary_share(labels: np.ndarray) -> float:

@@ -78,7 +78,11 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> Any:
     checkpointer = Trainer.build_checkpointer(cfg, model)
     checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[], complete=True)
     dirs = {"predictions_dir": args.save_predictions, "pictures_dir": args.show_dir}
-    return evaluate(cfg, model, **dirs)
+    builders = {
+        "build_loader": Trainer.build_test_loader,
+        "build_evaluator": Trainer.build_evaluator,
+    }
+    return evaluate(cfg, model, **dirs, **builders)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

@@ -174,7 +174,13 @@ def run_test(
 
 
 def evaluate(
-    cfg: CfgNode, model: nn.Module, *, predictions_dir: str = "", pictures_dir: str = ""
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    predictions_dir: str = "",
+    pictures_dir: str = "",
+    build_loader: LoaderBuilder = build_test_loader,
+    build_evaluator: EvaluatorBuilder = build_evaluator,
 ) -> OrderedDict[str, Any]:
     """Evaluate on ``DATASETS.TEST`` as ``--eval-only`` does.
 
@@ -185,6 +191,8 @@ def evaluate(
             that an earlier call has written there are read instead of predicted again.
         pictures_dir: if given, ground truth and prediction are drawn to
             ``pictures_dir/<dataset>``.
+        build_loader: see :func:`run_test`.
+        build_evaluator: see :func:`run_test`.
 
     Returns:
         as of :func:`run_test`; nothing for data sets without labels.
@@ -211,28 +219,32 @@ def evaluate(
         if predictions_dir:
             directory = os.path.join(predictions_dir, folder_name(name))
             network = build_saving_model(own_cfg, model, directory, predicting)
-        evaluator = _build_evaluator_for(own_cfg, pictures_dir, bool(predictions_dir))
-        results[name] = run_test(own_cfg, network, evaluator)
+        evaluator = _pictures_only(own_cfg, pictures_dir, bool(predictions_dir))
+        if evaluator is None:
+            evaluator = build_evaluator(own_cfg, name)
+            evaluator.observers += _picture_writers(own_cfg, pictures_dir)
+        results[name] = run_test(own_cfg, network, evaluator, build_loader=build_loader)
         if network is not predicting:
             network.log()
     return results[name] if len(results) == 1 else results
 
 
-def _build_evaluator_for(cfg: CfgNode, pictures_dir: str, saves: bool) -> DatasetEvaluator:
+def _picture_writers(cfg: CfgNode, pictures_dir: str) -> list[PictureWriter]:
+    if not pictures_dir:
+        return []
     (name,) = cfg.DATASETS.TEST
-    pictures = []
-    if pictures_dir:
-        metadata = MetadataCatalog.get(name)
-        num_classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        pictures = [
-            PictureWriter(os.path.join(pictures_dir, folder_name(name)), metadata, num_classes)
-        ]
-    if (saves or pictures) and not _is_labelled(DatasetCatalog.get(name)):
-        logger.warning("%s has no labels: it is predicted, not evaluated.", name)
-        return DatasetEvaluators([_PictureEvaluator(p) for p in pictures])
-    evaluator = build_evaluator(cfg, name)
-    evaluator.observers += pictures
-    return evaluator
+    folder = os.path.join(pictures_dir, folder_name(name))
+    metadata, num_classes = MetadataCatalog.get(name), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    return [PictureWriter(folder, metadata, num_classes)]
+
+
+def _pictures_only(cfg: CfgNode, pictures_dir: str, saves: bool) -> DatasetEvaluator | None:
+    """Evaluator that only draws, for a data set without labels; None for one with labels."""
+    (name,) = cfg.DATASETS.TEST
+    if not (saves or pictures_dir) or _is_labelled(DatasetCatalog.get(name)):
+        return None
+    logger.warning("%s has no labels: it is predicted, not evaluated.", name)
+    return DatasetEvaluators([_PictureEvaluator(p) for p in _picture_writers(cfg, pictures_dir)])
 
 
 class _PictureEvaluator(DatasetEvaluator):

@@ -199,8 +199,11 @@ def _fetched(address: str) -> str:
         ValueError: it cannot.
     """
     try:
-        return PathManager.get_local_path(address)
-    except Exception as error:  # of the network, or of iopath about an address it does not know
+        path = PathManager.get_local_path(address)
+        if not os.path.isfile(path):  # iopath takes an unknown kind of address for a path
+            raise FileNotFoundError("there is no such file")
+        return path
+    except Exception as error:  # of the network, or of iopath
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"`--input` must name files that can be read, but '{address}' cannot be: {reason}."

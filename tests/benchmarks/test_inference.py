@@ -31,6 +31,7 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forms, "_spread", spread_weights)
 
 
+@pytest.mark.slow  # writes and opens ONNX files
 @pytest.mark.usefixtures("_small")
 @pytest.mark.parametrize("form", forms.FORMS)
 def test_every_form_gives_the_label_maps_of_the_model(form: str, tmp_path: Path) -> None:

@@ -118,15 +118,14 @@ PLANTS: dict[str, Plant] = {
         "label_format",
         "b.png",
         "mode 'RGB'",
-        lambda path: save(path, np.stack([_ZEROS] * 3, axis=-1)),
+        lambda path: save(path, np.stack([_ZEROS, _ZEROS, _ZEROS + 9], axis=-1)),
     ),
     "16-bit label": (
         "label_format",
         "b.png",
         "mode 'I;16'",
-        lambda path: save(path, _ZEROS.astype(np.uint16)),
+        lambda path: save(path, _ZEROS.astype(np.uint16) + 300),
     ),
-    "1-bit label": ("label_format", "b.png", "mode '1'", lambda path: save(path, _ZEROS > 0)),
     "JPEG label": (
         "label_format",
         "b.png",

@@ -142,7 +142,7 @@ def test_colours_that_the_palette_lacks_are_counted(tmp_path):
     colors[0, :2] = (1, 2, 3)
     Image.fromarray(colors).save(tmp_path / "a.png")
     with pytest.raises(DataFileError, match=r"a\.png'.*holds \[1, 2, 3\] in 2 pixels\.$"):
-        read_label_map(str(tmp_path / "a.png"), build_lut({0: 0}, PALETTE))
+        read_label_map(str(tmp_path / "a.png"), build_lut({0: 0, 1: 1, 2: 2}, PALETTE))
 
 
 def test_indexed_mask_of_another_order_is_read_by_its_colours(tmp_path):
