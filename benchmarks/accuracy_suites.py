@@ -27,11 +27,13 @@ class Arm:
     overrides: Overrides
 
 
-def _offset(class_offset: bool, feature_offset: bool, *, slow: bool = False, **head: Any) -> dict:
-    """Overrides of an offset classifier; ``slow``: its projections learn at a tenth of the rate."""
+def _offset(
+    class_offset: bool, feature_offset: bool, *, small_lr: bool = False, **head: Any
+) -> dict:
+    """Overrides of an offset classifier; ``small_lr``: its projections learn at a tenth of the rate."""
     head |= {"CLASSIFIER": "offset", "CLASS_OFFSET": class_offset, "FEATURE_OFFSET": feature_offset}
     overrides = {f"{_HEAD}.{key}": value for key, value in head.items()}
-    return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if slow else {})}
+    return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if small_lr else {})}
 
 
 ARMS = {
@@ -42,21 +44,21 @@ ARMS = {
     # Not run by default: they separate the offsets' part in a difference from that of the norm
     # over the class scores, and of the rate, which was tuned on the plain arm.
     "norm": Arm("no offsets, norm over classes", _offset(False, False)),
-    "class_lr0.1": Arm("class offset, lr×0.1", _offset(True, False, slow=True)),
-    "both_lr0.1": Arm("both offsets, lr×0.1", _offset(True, True, slow=True)),
+    "class_lr0.1": Arm("class offset, lr×0.1", _offset(True, False, small_lr=True)),
+    "both_lr0.1": Arm("both offsets, lr×0.1", _offset(True, True, small_lr=True)),
     "class_lr0.1_no_norm": Arm(
         "class offset, lr×0.1, no norm",
-        _offset(True, False, slow=True, CLASS_NORM=False),
+        _offset(True, False, small_lr=True, CLASS_NORM=False),
     ),
     "both_lr0.1_no_norm": Arm(
-        "both offsets, lr×0.1, no norm", _offset(True, True, slow=True, CLASS_NORM=False)
+        "both offsets, lr×0.1, no norm", _offset(True, True, small_lr=True, CLASS_NORM=False)
     ),
     "no_norm": Arm("no offsets, no norm", _offset(False, False, CLASS_NORM=False)),
     # Projections that are zero at first: training begins without offsets.
     "both_zero": Arm("both offsets, from zero", _offset(True, True, OFFSET_INIT_STD=0.0)),
     "both_lr0.1_no_norm_zero": Arm(
         "both offsets, lr×0.1, no norm, from zero",
-        _offset(True, True, slow=True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
+        _offset(True, True, small_lr=True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
     ),
 }
 DEFAULT_ARMS = ("plain", "class", "feature", "both")

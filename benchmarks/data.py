@@ -70,20 +70,20 @@ def make_cfg(case: str, folder: Path) -> CfgNode:
     return load_config(str(CONFIGS / config), pairs)
 
 
-def run_over(mapper: Mapper, records: list[dict[str, Any]]) -> Callable[[], Any]:
-    """A call that maps the next record, with random numbers of its own."""
+def run_over(mapper: Mapper, samples: list[dict[str, Any]]) -> Callable[[], Any]:
+    """A call that maps the next sample, with random numbers of its own."""
     positions = itertools.count()
 
     def call() -> Any:
         position = next(positions)
         with sample_rng(0, position):
-            return mapper(records[position % len(records)])
+            return mapper(samples[position % len(samples)])
 
     return call
 
 
-def usual_loader(mapper: Mapper, records: list[dict[str, Any]], workers: int) -> Iterator:
-    endless = MapDataset(records * (2 * BATCH * LOADER_BATCHES // len(records) + 1), mapper)
+def usual_loader(mapper: Mapper, samples: list[dict[str, Any]], workers: int) -> Iterator:
+    endless = MapDataset(samples * (2 * BATCH * LOADER_BATCHES // len(samples) + 1), mapper)
     loader = torch.utils.data.DataLoader(
         endless,
         batch_size=BATCH,
@@ -108,9 +108,9 @@ def loader_speed(batches: Iterator) -> float:
 def run_case(case: str, folder: Path, seconds: float, workers: int) -> dict[str, Any]:
     cfg = make_cfg(case, folder)
     ours = build_mapper(cfg, is_train=True)
-    records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
+    samples = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
     usual = UsualMapper(cfg, *CASES[case][:2], ours.label_lut.values)
-    calls = {name: run_over(m, records) for name, m in (("usual", usual), ("ours", ours))}
+    calls = {name: run_over(m, samples) for name, m in (("usual", usual), ("ours", ours))}
     timings = measure_interleaved(calls, seconds=seconds)
     means = {name: float(np.mean(timing.times)) for name, timing in timings.items()}
     row: dict[str, Any] = {
@@ -123,7 +123,7 @@ def run_case(case: str, folder: Path, seconds: float, workers: int) -> dict[str,
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = workers
         speed = {
-            "usual": loader_speed(usual_loader(usual, records, workers)),
+            "usual": loader_speed(usual_loader(usual, samples, workers)),
             "ours": loader_speed(iter(build_train_loader(cfg))),
         }
         row["loader"] = {name: round(value, 1) for name, value in speed.items()}

@@ -48,10 +48,10 @@ def write_dataset(root: Path, size: tuple[int, int], suffix: str, count: int = 6
 def _small_frames() -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(H, W, 3) uint8 BGR and (H, W) ids, of which those from 11 on are ignored."""
     if camvid_is_there():
-        records = DatasetCatalog.get("camvid_train")
-        for record in records[:: len(records) // 6]:
-            labels = np.array(Image.open(record["sem_seg_file_name"]))
-            yield cv2.imread(record["file_name"]), labels
+        samples = DatasetCatalog.get("camvid_train")
+        for sample in samples[:: len(samples) // 6]:
+            labels = np.array(Image.open(sample["sem_seg_file_name"]))
+            yield cv2.imread(sample["file_name"]), labels
         return
     rng = np.random.default_rng(1)
     while True:

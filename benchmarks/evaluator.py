@@ -70,7 +70,7 @@ def make_detectron2(label: np.ndarray) -> tuple[Detectron2Evaluator, Callable]:
 
 def make_own(label: np.ndarray, boundary: bool) -> tuple[SemSegEvaluator, Callable]:
     names = [str(index) for index in range(NUM_CLASSES)]
-    evaluator = SemSegEvaluator(names, IGNORED, lambda record: label, boundary=boundary)
+    evaluator = SemSegEvaluator(names, IGNORED, lambda sample: label, boundary=boundary)
     numbers = itertools.count()  # an image counts once, so each call has its own
 
     def process(class_ids: torch.Tensor) -> None:

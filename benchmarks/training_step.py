@@ -66,7 +66,7 @@ def build(config_file: str) -> nn.Module:
 def make_batch(batch: int, size: int) -> list[dict]:
     """Noise images, blocks of 32 x 32 pixels of one class each."""
     generator = torch.Generator().manual_seed(0)
-    records = []
+    samples = []
     for _ in range(batch):
         image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
         blocks = torch.randint(0, NUM_CLASSES, (size // 32 + 1,) * 2, generator=generator)
@@ -74,16 +74,16 @@ def make_batch(batch: int, size: int) -> list[dict]:
         classes = labels.unique()[:20]
         masks = labels == classes[:, None, None]
         instances = Instances((size, size), gt_classes=classes, gt_masks=masks)
-        records.append({"image": image, "sem_seg": labels, "instances": instances})
-    return records
+        samples.append({"image": image, "sem_seg": labels, "instances": instances})
+    return samples
 
 
-def step(model: nn.Module, records: list[dict]) -> tuple[float, float]:
+def step(model: nn.Module, samples: list[dict]) -> tuple[float, float]:
     """Seconds and loss of one forward and backward pass."""
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)  # dropped paths and random points
     start = time.perf_counter()
-    loss = sum(model(records).values())
+    loss = sum(model(samples).values())
     loss.backward()
     return time.perf_counter() - start, loss.item()
 
@@ -91,10 +91,10 @@ def step(model: nn.Module, records: list[dict]) -> tuple[float, float]:
 def memory(form: str, config_file: str, batch: int, size: int, threads: int) -> tuple[int, int]:
     """Bytes before the first step and at the peak, for a process that takes two steps."""
     torch.set_num_threads(threads)
-    model, records = build(config_file), make_batch(batch, size)
+    model, samples = build(config_file), make_batch(batch, size)
     model, before = in_form(model, form), peak_memory()
     for _ in range(2):
-        step(model, records)
+        step(model, samples)
     return before, peak_memory()
 
 
@@ -109,14 +109,14 @@ def median_memory(form: str, args: argparse.Namespace, config_file: str) -> dict
 def measure(args: argparse.Namespace, config_file: str) -> dict:
     """One row of the result: seconds, memory and gradients of each form."""
     peaks = {form: median_memory(form, args, config_file) for form in FORMS}
-    model, records = build(config_file), make_batch(args.batch, args.size)
+    model, samples = build(config_file), make_batch(args.batch, args.size)
     models = {form: in_form(model, form) for form in FORMS}
-    losses = {form: step(models[form], records)[1] for form in FORMS}  # also the warm-up
+    losses = {form: step(models[form], samples)[1] for form in FORMS}  # also the warm-up
     gradients = {form: [p.grad.clone() for p in models[form].parameters()] for form in FORMS}
     times = {form: [] for form in FORMS}
     for _ in range(args.rounds):
         for form in FORMS:
-            times[form].append(step(models[form], records)[0])
+            times[form].append(step(models[form], samples)[0])
     name = os.path.splitext(os.path.basename(config_file))[0]
     row = {"model": name, "batch": args.batch, "size": args.size, "classes": NUM_CLASSES}
     for form in FORMS:

@@ -46,17 +46,17 @@ class UsualMapper:
         )
         self.lut = lut
 
-    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        record = dict(record)
-        image = utils.read_image(record["file_name"], format="RGB")
-        utils.check_image_size(record, image)
-        labels = self.read_labels(record["sem_seg_file_name"])
+    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
+        sample = dict(sample)
+        image = utils.read_image(sample["file_name"], format="RGB")
+        utils.check_image_size(sample, image)
+        labels = self.read_labels(sample["sem_seg_file_name"])
         aug_input = T.AugInput(image, sem_seg=labels)
         self.augmentations(aug_input)
         image, labels = aug_input.image, aug_input.sem_seg
-        record["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        record["sem_seg"] = torch.as_tensor(labels.astype("long"))
-        return record
+        sample["image"] = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["sem_seg"] = torch.as_tensor(labels.astype("long"))
+        return sample
 
     def read_labels(self, path: str) -> np.ndarray:
         """(H, W) uint8 train ids."""

@@ -145,7 +145,7 @@ def test_parameters_are_the_authors_to_the_unit_without_the_unused_convolution(d
     assert count_parameters(path_of(dataset, model)) == expected
 
 
-def random_record(classes: int) -> dict[str, Any]:
+def random_sample(classes: int) -> dict[str, Any]:
     """What a mapper gives for a training crop of 64 x 64, of either kind."""
     instances = Instances((64, 64))
     instances.gt_classes = torch.tensor([0, classes - 1])
@@ -169,7 +169,7 @@ def test_row_trains_and_predicts_at_64_pixels(dataset, model):
     seed_all(0)
     network = build_model(cfg).train()
     classes = CLASSES[dataset]
-    batch = [random_record(classes) for _ in range(2)]
+    batch = [random_sample(classes) for _ in range(2)]
     loss = sum(network(batch).values())
     loss.backward()
     assert torch.isfinite(loss)
@@ -181,7 +181,7 @@ def test_row_trains_and_predicts_at_64_pixels(dataset, model):
 
 
 def documented_rows() -> dict[str, int]:
-    """Configuration -> parameters, as docs/MODEL_ZOO.md tells them."""
+    """Configuration -> parameters, as in docs/MODEL_ZOO.md."""
     pattern = re.compile(r"^\| \[([\w/]+)\]\(\.\./configs/\1\.yaml\) \| ([\d ]+) \|", re.M)
     text = DOCUMENT.read_text(encoding="utf-8")
     return {name: int(number.replace(" ", "")) for name, number in pattern.findall(text)}
@@ -218,7 +218,7 @@ def documented_numbers() -> dict[str, list[str]]:
         for name in sorted(documented_rows())
     ],
 )
-def test_document_tells_the_true_multiply_accumulates(name, monkeypatch):
+def test_document_has_the_true_multiply_accumulates(name, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     make_zoo = runpy.run_path(str(ROOT / "benchmarks/make_zoo.py"))
     assert documented_numbers()[name] == make_zoo["numbers"](name)
@@ -234,5 +234,5 @@ def test_document_has_the_digits_that_the_paper_prints_for_offseg():
 
 
 @pytest.mark.parametrize(("name", "parameters"), sorted(documented_rows().items()))
-def test_document_tells_the_true_number_of_parameters(name, parameters):
+def test_document_has_the_true_number_of_parameters(name, parameters):
     assert count_parameters(CONFIGS / f"{name}.yaml") == parameters

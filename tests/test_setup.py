@@ -191,7 +191,7 @@ def test_a_failed_command_names_its_step_and_what_to_do(capfd):
         setup_env.run("step", "/no/such/program")
 
 
-def test_an_interpreter_tells_its_platform_packages_and_modules(tmp_path):
+def test_an_interpreter_reports_its_platform_packages_and_modules(tmp_path):
     platform, packages, found = setup_env.probe(Path(sys.executable), "torch", "no_such_module")
     assert platform.startswith("CPython 3.")
     assert (packages / "torch").is_dir()

@@ -12,8 +12,8 @@ OpenVINO (see docs/EXPORT.md).
 
 Pictures have the names of their images, and no input is ever overwritten. ``--webcam 0`` shows a
 camera in a window, with ``--output DIR`` it is filmed into DIR/webcam.mp4 until Ctrl-C.
-Exit status: 0; 1 if some files could not be read (the others are drawn); 2 after a mistake, told in
-one sentence.
+Exit status: 0; 1 if some files could not be read (the others are drawn); 2 after a mistake,
+reported in one sentence.
 """
 
 import argparse

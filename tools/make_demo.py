@@ -44,7 +44,7 @@ def remove_last_run(folder: Path) -> None:
 def chance_miou(dataset_name: str) -> float:
     """mIoU in percent of always predicting the data set's most frequent class."""
     metadata = MetadataCatalog.get(dataset_name)
-    files = [record["sem_seg_file_name"] for record in DatasetCatalog.get(dataset_name)]
+    files = [sample["sem_seg_file_name"] for sample in DatasetCatalog.get(dataset_name)]
     labels = np.concatenate([read_label_map(f, label_map_of(metadata)).ravel() for f in files])
     counts = np.bincount(labels, minlength=256)[: len(metadata.stuff_classes)]
     confusion = np.zeros((len(counts) + 1, len(counts) + 1), dtype=np.int64)
@@ -56,18 +56,18 @@ def draw_pictures(cfg: CfgNode, folder: Path) -> None:
     """Draw image, prediction and truth of some scenes of the validation set."""
     predictor = Predictor(cfg)
     folder.mkdir(parents=True, exist_ok=True)
-    for record in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:NUM_PICTURES]:
-        bgr = read_image(record["file_name"])
+    for sample in DatasetCatalog.get(cfg.DATASETS.TEST[0])[:NUM_PICTURES]:
+        bgr = read_image(sample["file_name"])
         image = np.ascontiguousarray(bgr[..., ::-1])
         grey = np.repeat(bgr.mean(axis=2, keepdims=True), 3, axis=2).astype(np.uint8)
-        truth = read_label_map(record["sem_seg_file_name"], label_map_of(predictor.metadata))
+        truth = read_label_map(sample["sem_seg_file_name"], label_map_of(predictor.metadata))
         drawn = [  # over grey the colours are those of the legend, whatever the image's are
             overlay(grey, labels, predictor.metadata, opacity=0.65, names=False, scale=1.5)
             for labels in (predictor(bgr), truth)
         ]
         row = side_by_side([enlarge(image, 1.5), *drawn], ("image", "prediction", "truth"))
         picture = np.concatenate([row, legend(predictor.metadata, row.shape[1])])
-        write_picture(str(folder / f"{Path(record['file_name']).stem}.png"), picture)
+        write_picture(str(folder / f"{Path(sample['file_name']).stem}.png"), picture)
 
 
 def main() -> None:

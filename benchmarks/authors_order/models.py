@@ -66,7 +66,7 @@ class AuthorsPerPixelSegmentor(PerPixelSegmentor):
 
     @torch.no_grad()
     def predict_label_maps(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Tensor]]:
-        """One ``{"sem_seg": (height, width) class ids}`` for each record."""
+        """One ``{"sem_seg": (height, width) class ids}`` for each sample."""
         return [{"sem_seg": result["sem_seg"].argmax(dim=0)} for result in self(batched_inputs)]
 
 

@@ -11,7 +11,7 @@ matrix product rows x columns x summed length; linear layers, attention, offset 
 elementwise    one per value of a product of tensors: the taps of CARAFE, cosines, attention scale,
                layer scale, gates; squares of a norm of vectors
 normalisation  batch norm in evaluation: one per value; norms that compute their statistics: two
-sampling       bilinear sampling at free positions: four per output value; weighted sums of
+sampling       bilinear sampling at any position: four per output value; weighted sums of
                gathered vectors: one per gathered value
 resize         four (bilinear) or sixteen (bicubic) per output value; nothing where sizes are equal
 ============== ===================================================================================

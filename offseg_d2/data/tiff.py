@@ -32,12 +32,12 @@ def ignore_alpha(content: bytes) -> tuple[bytes, int]:
         return content, 0
     changed, bands = bytearray(content), 1
     try:
-        for tag, count, place in _entries(content, order, is_big):
+        for tag, count, offset in _entries(content, order, is_big):
             if tag == _SAMPLES_PER_PIXEL:
-                (bands,) = struct.unpack_from(f"{order}H", content, place)
+                (bands,) = struct.unpack_from(f"{order}H", content, offset)
             if tag == _EXTRA_SAMPLES:
                 for index in range(min(count, 4)):
-                    struct.pack_into(f"{order}H", changed, place + 2 * index, _UNSPECIFIED)
+                    struct.pack_into(f"{order}H", changed, offset + 2 * index, _UNSPECIFIED)
     except (struct.error, OverflowError, IndexError):  # a directory beyond the end of the file
         return content, 0
     return bytes(changed), bands
@@ -53,8 +53,8 @@ def _entries(content: bytes, order: str, is_big: bool) -> list[tuple[int, int, i
     (length,) = struct.unpack_from(f"{order}{number}", content, directory)
     first = directory + struct.calcsize(f"{order}{number}")
     entries = []
-    for place in range(first, first + length * size, size):
-        tag, _, count, value = struct.unpack_from(f"{order}{form}", content, place)
+    for offset in range(first, first + length * size, size):
+        tag, _, count, value = struct.unpack_from(f"{order}{form}", content, offset)
         is_inline = 2 * count <= inline
-        entries.append((tag, count, place + size - inline if is_inline else value))
+        entries.append((tag, count, offset + size - inline if is_inline else value))
     return entries

@@ -30,7 +30,7 @@ class Resources:
         gpus_per_node: GPUs, and processes, of each machine; 0 trains on the CPU.
         processes_per_node: processes of each machine where ``gpus_per_node`` is 0.
         time: limit as SLURM writes it: ``MINUTES``, ``HH:MM:SS``, ``D-HH``, ...
-        signal_seconds: how long before the limit the job is told to save.
+        signal_seconds: how long before the limit the job is asked to save.
         partition, constraint, account, comment: as of ``sbatch``; "" leaves them out.
         cpus_per_task: processors of each process, for its data-loader workers.
 
@@ -58,7 +58,7 @@ class Resources:
                     f"`--{name.replace('_', '-')}` must be at least {minimum}, "
                     f"but is {getattr(self, name)}."
                 )
-        # The job would be told to save as soon as it starts, and be queued again for ever.
+        # The job would be asked to save as soon as it starts, and be queued again for ever.
         if self.signal_seconds >= 60 * minutes(self.time):
             raise ConfigError(
                 f"`--signal-seconds` must be less than the time limit `--time` {self.time}, "

@@ -249,9 +249,9 @@ def refuse_unused_parameters(model: nn.Module) -> None:
 def _files_of_all_processes(batches: list[Batch]) -> str:
     """File names of the samples of every process, separated by commas; to be called by all."""
     own = [
-        str(record.get("file_name", "a sample without file name"))
+        str(sample.get("file_name", "a sample without file name"))
         for batch in batches
-        for record in batch
+        for sample in batch
     ]
     return ", ".join(name for part in comm.all_gather(own) for name in part)
 

@@ -26,8 +26,8 @@ from offseg_d2.visualization.overlay import legend, side_by_side
 class LabelMaps(Protocol):
     """A predictor: :class:`.predictor.Predictor` or :class:`.onnx.OnnxSegmenter`.
 
-    One that has ``label_maps(images)``, and ``input_size(height, width)`` to tell which images go
-    together, as these two, is given batches.
+    It is given batches if it also has ``label_maps(images)``, and ``input_size(height, width)``, by
+    which images are grouped; both of these have them.
     """
 
     metadata: Metadata

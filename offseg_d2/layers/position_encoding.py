@@ -26,7 +26,7 @@ def sine_position_encoding(
 
     The first half of the channels encodes the row, the second half the column. A coordinate counts
     from 1 and is scaled such that the last one is (nearly) 2 pi; so the code does not depend on
-    the size of the map but on the place within it.
+    the size of the map but on the position within it.
 
     Args:
         height: H.
@@ -55,8 +55,8 @@ def _axis_code(
     length: int, dim: int, dtype: torch.dtype, device: torch.device | str | None
 ) -> Tensor:
     """Sines (even channels) and cosines (odd ones) of one axis' coordinates: (dim, length)."""
-    places = torch.arange(1, length + 1, dtype=dtype, device=device)
-    places = places / (length + 1e-6) * (2 * math.pi)
+    coordinates = torch.arange(1, length + 1, dtype=dtype, device=device)
+    coordinates = coordinates / (length + 1e-6) * (2 * math.pi)
     exponents = torch.arange(0, dim, 2, dtype=dtype, device=device) / dim
-    angles = places / (TEMPERATURE**exponents)[:, None]  # (dim / 2, length)
+    angles = coordinates / (TEMPERATURE**exponents)[:, None]  # (dim / 2, length)
     return torch.stack([angles.sin(), angles.cos()], dim=1).flatten(0, 1)

@@ -61,9 +61,9 @@ class Resampling:
     def then(self, other: "Resampling") -> "Resampling":
         """This resampling followed by another one of its result."""
         middle = other.positions()  # (n, S)
-        places = self.positions()[middle]  # (n, S, T)
+        positions = self.positions()[middle]  # (n, S, T)
         weights = other.weights[..., None] * self.weights[middle]
-        return _from_weights(places.flatten(1), weights.flatten(1))
+        return _from_weights(positions.flatten(1), weights.flatten(1))
 
 
 def identity(length: int, *, dtype: torch.dtype, device: torch.device) -> Resampling:
@@ -87,8 +87,8 @@ def bilinear(
         ones = torch.ones(out_size, 1, dtype=dtype, device=device)
         span = torch.ones(out_size, dtype=torch.int64, device=device)
         return Resampling(span * 0, ones, span)
-    places = torch.arange(in_size, device=device)
-    signals = torch.stack([(places % 3 == residue).to(dtype) for residue in range(3)])
+    positions = torch.arange(in_size, device=device)
+    signals = torch.stack([(positions % 3 == residue).to(dtype) for residue in range(3)])
     shares = F.interpolate(
         signals[None, :, :, None], size=(out_size, 1), mode="bilinear", align_corners=False
     )[0, :, :, 0].mT  # (n, 3), weight of the neighbour whose position has each residue
@@ -101,15 +101,15 @@ def bilinear(
     return _from_weights(around.clamp(0, in_size - 1), weights * inside)
 
 
-def _from_weights(places: Tensor, weights: Tensor) -> Resampling:
-    """Sum the weights (n, M) of equal input positions ``places`` (n, M)."""
+def _from_weights(positions: Tensor, weights: Tensor) -> Resampling:
+    """Sum the weights (n, M) that belong to the same input position (n, M)."""
     used = weights != 0
-    far = torch.iinfo(places.dtype).max
-    start = places.masked_fill(~used, far).amin(1)
-    span = places.masked_fill(~used, -1).amax(1) - start + 1
+    far = torch.iinfo(positions.dtype).max
+    start = positions.masked_fill(~used, far).amin(1)
+    span = positions.masked_fill(~used, -1).amax(1) - start + 1
     taps = int(span.max()) if len(span) else 1
-    offsets = (places - start[:, None]).clamp(0, taps - 1)
-    summed = weights.new_zeros(len(places), taps).scatter_add_(1, offsets, weights * used)
+    offsets = (positions - start[:, None]).clamp(0, taps - 1)
+    summed = weights.new_zeros(len(positions), taps).scatter_add_(1, offsets, weights * used)
     return Resampling(start, summed, span)
 
 
@@ -130,19 +130,21 @@ def resample(scores: Tensor, rows: Resampling, columns: Resampling) -> Tensor:
     else:
         top, bottom = rows.extent()
         vectors = part[top:bottom].flatten(1)
-        places = rows.positions() - top
-        part = weighted_sums(vectors, places, rows.weights).unflatten(1, part.shape[1:])
+        positions = rows.positions() - top
+        part = weighted_sums(vectors, positions, rows.weights).unflatten(1, part.shape[1:])
     if columns.is_identity:
         return part[:, : len(columns)].permute(2, 0, 1)
     height, width = part.shape[:2]
     first = torch.arange(height, device=part.device)[:, None, None] * width
-    places = (first + columns.positions()).flatten(0, 1)  # (H W, T)
+    positions = (first + columns.positions()).flatten(0, 1)  # (H W, T)
     weights = columns.weights.repeat(height, 1)
-    part = weighted_sums(part.flatten(0, 1), places, weights).unflatten(0, (height, len(columns)))
+    part = weighted_sums(part.flatten(0, 1), positions, weights).unflatten(
+        0, (height, len(columns))
+    )
     return part.permute(2, 0, 1)
 
 
-def weighted_sums(vectors: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+def weighted_sums(vectors: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
     """Sums of S of the (N, C) vectors: (P, S) positions and weights -> (P, C)."""
     # One fused pass; indexing, multiplying and adding would each store (P, C).
-    return F.embedding_bag(places, vectors, mode="sum", per_sample_weights=weights)
+    return F.embedding_bag(positions, vectors, mode="sum", per_sample_weights=weights)

@@ -133,10 +133,10 @@ def _fill_open_pixels(labels: Tensor, part: Tensor, rows: Resampling, columns: R
     step = _BLOCK_BYTES // (vectors.shape[1] * vectors.element_size())
     step = max(min(step, _BLOCK_PIXELS // len(columns)), 1)
     pixels = max(_BLOCK_BYTES // (num_classes * vectors.element_size()), 1)
-    row_places = rows.positions()
+    row_positions = rows.positions()
     # Of all pixels of a block, so that those of the open ones need only be selected.
     first = torch.arange(step, device=part.device)[:, None, None] * width
-    column_places = (first + columns.positions()).flatten(0, 1)  # (step W, T)
+    column_positions = (first + columns.positions()).flatten(0, 1)  # (step W, T)
     column_weights = columns.weights.repeat(step, 1)
     for begin in range(0, len(rows), step):
         block = slice(begin, begin + step)
@@ -144,9 +144,11 @@ def _fill_open_pixels(labels: Tensor, part: Tensor, rows: Resampling, columns: R
         is_open = (found < 0).nonzero()[:, 0]
         if not len(is_open):
             continue
-        between = weighted_sums(vectors, row_places[block], rows.weights[block])
+        between = weighted_sums(vectors, row_positions[block], rows.weights[block])
         between = between.view(-1, num_classes)  # (n w, K)
-        places, weights = (x.index_select(0, is_open) for x in (column_places, column_weights))
-        parts = zip(places.split(pixels), weights.split(pixels), strict=True)
+        positions, weights = (
+            x.index_select(0, is_open) for x in (column_positions, column_weights)
+        )
+        parts = zip(positions.split(pixels), weights.split(pixels), strict=True)
         found[is_open] = torch.cat([_argmax(weighted_sums(between, *part)) for part in parts])
         labels[block] = found.view(-1, len(columns))

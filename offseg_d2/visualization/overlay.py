@@ -90,7 +90,7 @@ class SemSegVisualizer(Visualizer):
         for class_id in np.argsort(-present, kind="stable")[: np.count_nonzero(present)]:
             text = names[class_id]
             text_width = 0.48 * text_height * (len(text) + 1)
-            for x, y, radius, area in _widest_places(labels == class_id):
+            for x, y, radius, area in _widest_spots(labels == class_id):
                 x = float(np.clip(x, text_width / 2, max(width - text_width / 2, text_width / 2)))
                 box = (x - text_width / 2, y - text_height / 2, text_width, text_height)
                 if area < area_threshold or radius < text_height / 2 or _overlaps(box, occupied):
@@ -107,20 +107,20 @@ def _borders(labels: np.ndarray) -> np.ndarray:
     return borders
 
 
-def _widest_places(mask: np.ndarray) -> list[tuple[float, float, float, int]]:
+def _widest_spots(mask: np.ndarray) -> list[tuple[float, float, float, int]]:
     """(x, y) where the regions worth a name are widest, the radius there, and their areas."""
     count, regions, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), 8)
     areas = stats[1:count, cv2.CC_STAT_AREA]
     # Padded: a region also ends where the picture ends.
     distance = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    places = []
+    spots = []
     for index in np.argsort(-areas, kind="stable"):
-        if places and areas[index] < _SHARE_OF_SECOND_NAME * mask.size:
+        if spots and areas[index] < _SHARE_OF_SECOND_NAME * mask.size:
             break
         inside = np.where(regions == index + 1, distance, 0.0)
         y, x = np.unravel_index(inside.argmax(), inside.shape)
-        places.append((float(x), float(y), float(inside[y, x]), int(areas[index])))
-    return places
+        spots.append((float(x), float(y), float(inside[y, x]), int(areas[index])))
+    return spots
 
 
 def _overlaps(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> bool:
@@ -191,8 +191,8 @@ def side_by_side(
     head = Image.new("RGB", (row.shape[1], 2 * font_size), _PAPER)
     pen, left = ImageDraw.Draw(head), 0
     for picture, caption in zip(pictures, captions, strict=True):
-        place = (left + picture.shape[1] / 2, font_size)
-        pen.text(place, caption, fill=_INK, font=_font(font_size, caption), anchor="mm")
+        center = (left + picture.shape[1] / 2, font_size)
+        pen.text(center, caption, fill=_INK, font=_font(font_size, caption), anchor="mm")
         left += picture.shape[1] + gap
     return np.concatenate([np.asarray(head), row])
 
@@ -217,21 +217,21 @@ def legend(
     font_size = _font_size(width)
     shown = [int(i) for i in class_ids if 0 <= i < len(names)]
     font = _font(font_size, "".join(names[i] for i in shown))
-    line, places = 2 * font_size, []
+    line, spots = 2 * font_size, []
     left, top = font_size // 2, 0
     for class_id in shown:
         extent = round(font.getlength(names[class_id])) + 3 * font_size
         if left + extent > width and left > font_size // 2:
             left, top = font_size // 2, top + line
-        places.append((left, top, class_id))
+        spots.append((left, top, class_id))
         left += extent
     strip = Image.new("RGB", (width, top + line), _PAPER)
     pen = ImageDraw.Draw(strip)
-    for left, top, class_id in places:
+    for left, top, class_id in spots:
         swatch = (left, top + font_size // 2, left + font_size, top + font_size // 2 + font_size)
         pen.rectangle(swatch, fill=tuple(colors[class_id].tolist()), outline=_INK)
-        place = (left + 1.5 * font_size, top + font_size)
-        pen.text(place, names[class_id], fill=_INK, font=font, anchor="lm")
+        center = (left + 1.5 * font_size, top + font_size)
+        pen.text(center, names[class_id], fill=_INK, font=font, anchor="lm")
     return np.asarray(strip)
 
 

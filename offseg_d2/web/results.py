@@ -245,5 +245,5 @@ def _run(function: Callable[..., T], *args: Any) -> T:
         message = "There is not enough memory for this image; please make it smaller."
     except Exception:
         logger.exception("the model failed")
-        message = "The model cannot be run on this image; the server's log tells why."
+        message = "The model cannot be run on this image; the server's log says why."
     raise UploadError(message)

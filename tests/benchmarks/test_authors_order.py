@@ -78,11 +78,11 @@ def test_authors_order_has_the_same_gradients(host: str) -> None:
 
 def test_authors_order_is_trained_like_the_model() -> None:
     model = authors_order(build_offseg(*SMALL_OFFSEG)).train()
-    record = {
+    sample = {
         "image": torch.randint(256, (3, 64, 64), dtype=torch.uint8),
         "sem_seg": torch.randint(5, (64, 64)),
     }
-    losses = model([record, record])
+    losses = model([sample, sample])
     sum(losses.values()).backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
 
@@ -90,9 +90,9 @@ def test_authors_order_is_trained_like_the_model() -> None:
 @torch.no_grad()
 def test_label_maps_of_records_are_the_argmax_of_their_scores() -> None:
     _, authors = build("offseg_t")
-    record = {"image": torch.randint(256, (3, 64, 96), dtype=torch.uint8), "height": 50}
-    labels = authors.predict_label_maps([record])[0]["sem_seg"]
-    assert torch.equal(labels, authors([record])[0]["sem_seg"].argmax(dim=0))
+    sample = {"image": torch.randint(256, (3, 64, 96), dtype=torch.uint8), "height": 50}
+    labels = authors.predict_label_maps([sample])[0]["sem_seg"]
+    assert torch.equal(labels, authors([sample])[0]["sem_seg"].argmax(dim=0))
     assert labels.shape == (50, 96)
 
 
@@ -131,11 +131,11 @@ def test_models_without_an_authors_form_are_refused() -> None:
 
 def test_authors_order_has_the_same_loss() -> None:
     model, authors = build("offseg_t")
-    records = random_batch([(64, 64), (50, 96)])
+    samples = random_batch([(64, 64), (50, 96)])
     for part in (model, authors):
         part.train()
-    expected = model(records)["loss_sem_seg"]
-    assert_close(authors(records)["loss_sem_seg"], expected)
+    expected = model(samples)["loss_sem_seg"]
+    assert_close(authors(samples)["loss_sem_seg"], expected)
 
 
 @pytest.mark.parametrize("training", [True, False])

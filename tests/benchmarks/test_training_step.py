@@ -18,8 +18,8 @@ def forms():
 
 
 def test_all_forms_have_the_same_loss_and_gradients(forms):
-    records = training_step.make_batch(batch=2, size=64)
-    losses = {name: training_step.step(model, records)[1] for name, model in forms.items()}
+    samples = training_step.make_batch(batch=2, size=64)
+    losses = {name: training_step.step(model, samples)[1] for name, model in forms.items()}
     assert losses["ours"] == pytest.approx(losses["baseline"], rel=1e-4)
     assert losses["frugal"] == pytest.approx(losses["ours"], rel=1e-6)
     pairs = zip(forms["ours"].parameters(), forms["frugal"].parameters(), strict=True)

@@ -85,7 +85,7 @@ def test_authors_file_gives_the_logits_of_the_authors_model(tmp_path):
     assert row.passed, row
 
 
-def test_log_tells_format_mapped_dropped_and_missing(tmp_path, caplog):
+def test_log_reports_format_mapped_dropped_and_missing(tmp_path, caplog):
     path = external.write(
         tmp_path / "eformer.pth", {"model": external.efficientformer_v2_imagenet()}
     )

@@ -272,7 +272,7 @@ def test_error_is_one_sentence_at_the_command_line(tmp_path):
     assert "FutureWarning" not in done.stderr
 
 
-def test_file_of_another_kind_is_told_in_one_line(tmp_path):
+def test_file_of_another_kind_is_reported_in_one_line(tmp_path):
     path = tmp_path / "notes.md"
     path.write_text("# Notes\n\n**This** is no configuration: *at all*\n")
     with pytest.raises(ConfigError, match="is not a plain YAML configuration") as caught:

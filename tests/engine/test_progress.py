@@ -111,7 +111,7 @@ def test_lengths_of_offsets_by_hand():
     assert relative_offsets(only, (features,))["feature"] == 0.0
 
 
-def test_progress_line_tells_the_memory(caplog, monkeypatch):
+def test_progress_line_shows_the_memory(caplog, monkeypatch):
     seed_all()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     printer = ProgressPrinter(10)

@@ -18,7 +18,7 @@ class Linear(nn.Module):
         self.dtypes: list[torch.dtype] = []
 
     def forward(self, batch):
-        values = torch.stack([record["x"] for record in batch])
+        values = torch.stack([sample["x"] for sample in batch])
         product = values @ self.weight.unsqueeze(1)
         self.dtypes.append(product.dtype)
         return {"loss_a": product.float().mean(), "loss_b": 0.5 * product.float().mean()}
@@ -85,7 +85,7 @@ def test_only_the_files_of_the_bad_batch_are_named():
 def test_gradients_are_clipped_and_their_norm_is_logged():
     loop = make_loop([samples(1.0)], clip_gradients=clip_to_half)
     loop.train(0, 1)
-    # gradient 1.5 in each of 4 places: norm 3, clipped to 0.5, times the rate 0.1
+    # gradient 1.5 in each of 4 entries: norm 3, clipped to 0.5, times the rate 0.1
     assert loop.storage.latest()["gradient_norm"][0] == pytest.approx(3.0)
     change = 1.0 - loop.model.weight.detach()
     assert float(change.norm()) == pytest.approx(0.05, rel=1e-4)

@@ -30,12 +30,12 @@ class TinySegmentor(nn.Module):
         self.dropout = nn.Dropout(0.3)
 
     def forward(self, batch: list[dict]) -> dict | list[dict]:
-        images = torch.stack([record["image"] for record in batch]).float()
+        images = torch.stack([sample["image"] for sample in batch]).float()
         features = self.dropout(self.backbone["norm"](self.backbone["conv"](images)).relu())
         scores = self.sem_seg_head(features)
         if not self.training:
             return [{"sem_seg": score} for score in scores]
-        labels = torch.stack([record["sem_seg"] for record in batch])
+        labels = torch.stack([sample["sem_seg"] for sample in batch])
         return {"loss_sem_seg": nn.functional.cross_entropy(scores, labels)}
 
 
@@ -85,7 +85,7 @@ class TinyTrainer(Trainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> SemSegEvaluator:
         names = [f"class_{index}" for index in range(NUM_CLASSES)]
-        return SemSegEvaluator(names, 255, lambda record: record["sem_seg"].numpy())
+        return SemSegEvaluator(names, 255, lambda sample: sample["sem_seg"].numpy())
 
 
 def make_cfg(output_dir, *options) -> CfgNode:

@@ -114,10 +114,10 @@ def _stride(shape: np.ndarray, available: int, wanted: int) -> int:
 
 
 def cut_groups(groups: Mapping[str, list[str]], names: list[str]) -> str:
-    """One digit for each trainable name: the place of its optimizer group in the list of groups."""
+    """One digit for each trainable name: the index of its optimizer group in the list of groups."""
     keys = GROUPS if GROUPS[0] in groups else MASK_QUERY_GROUPS
-    places = {name: str(i) for i, key in enumerate(keys) for name in groups[key]}
-    return "".join(places[name] for name in names)
+    indices = {name: str(i) for i, key in enumerate(keys) for name in groups[key]}
+    return "".join(indices[name] for name in names)
 
 
 def _write_groups(source: Path) -> None:

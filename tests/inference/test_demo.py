@@ -113,8 +113,8 @@ def test_side_by_side_shows_the_image_the_overlay_and_a_legend(demo, images, tmp
     for opacity in ("0", "1"):
         out = tmp_path / opacity
         arguments = ("--input", images / "one.png", "--output", out, "--opacity", opacity)
-        status, told, _ = demo(*arguments, "--side-by-side")
-        assert status == 0 and f"1 picture lies in {out}" in told
+        status, out_text, _ = demo(*arguments, "--side-by-side")
+        assert status == 0 and f"1 picture lies in {out}" in out_text
         picture_of[opacity] = cv2.imread(str(out / "one.png"))
     image, picture = cv2.imread(str(images / "one.png")), picture_of["1"]
     assert picture.shape[0] > 64
@@ -207,10 +207,10 @@ def test_the_predictor_sees_what_the_evaluation_sees(images, weights):
     predictor = Predictor(cfg)
     assert predictor.metadata is MetadataCatalog.get("shapes_val")
     file_name = str(images / "one.png")
-    record = build_mapper(cfg, is_train=False)({"file_name": file_name})
-    assert record["image"].shape == (3, 32, 48)
+    sample = build_mapper(cfg, is_train=False)({"file_name": file_name})
+    assert sample["image"].shape == (3, 32, 48)
     with torch.no_grad():
-        expected = predictor.model([record])[0]["sem_seg"]
+        expected = predictor.model([sample])[0]["sem_seg"]
     scores = predictor(cv2.imread(file_name))
     assert scores.shape == (8, 64, 96)
     assert torch.equal(scores, expected)
@@ -284,13 +284,13 @@ def test_make_demo_trains_anew_evaluates_and_draws(make_demo, tmp_path, capsys):
 
 
 def test_chance_is_the_share_of_the_largest_class_over_the_number_of_classes(make_demo):
-    records = DatasetCatalog.get("few_shapes_val")
-    labels = np.stack([cv2.imread(r["sem_seg_file_name"], -1) for r in records])
+    samples = DatasetCatalog.get("few_shapes_val")
+    labels = np.stack([cv2.imread(r["sem_seg_file_name"], -1) for r in samples])
     largest = np.bincount(labels.ravel()).max() / labels.size
     assert make_demo["chance_miou"]("few_shapes_val") == pytest.approx(100 * largest / 8)
 
 
-def test_file_as_output_folder_is_told_before_the_model_is_loaded(tmp_path, images):
+def test_file_as_output_folder_is_refused_before_the_model_is_loaded(tmp_path, images):
     file = tmp_path / "file"
     file.write_text("no folder")
     with pytest.raises(ValueError, match=r"`--output` must be a folder, but '.*file' is a file"):
@@ -306,7 +306,7 @@ def test_file_as_output_folder_is_told_before_the_model_is_loaded(tmp_path, imag
         (["--draw", "label-map"], "`--draw` must be overlay or side-by-side for a camera"),
     ],
 )
-def test_options_that_a_camera_cannot_have_are_told(options, message, monkeypatch, capsys):
+def test_options_that_a_camera_cannot_have_are_refused(options, message, monkeypatch, capsys):
     words = ["demo.py", "--weights", "a.pth", "--webcam", "0", "--output", "o", *options]
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit) as caught:

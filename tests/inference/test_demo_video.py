@@ -109,7 +109,7 @@ def test_all_frames_have_one_size_whatever_is_in_them():
     assert next(iter(sizes))[1] > 2 * 64
 
 
-def test_files_of_both_kinds_are_drawn_and_broken_ones_told(tmp_path):
+def test_files_of_both_kinds_are_drawn_and_broken_ones_reported(tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     write_film(folder / "bar.mp4", frames())

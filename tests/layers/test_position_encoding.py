@@ -25,7 +25,7 @@ def test_every_entry_is_a_sine_or_cosine_of_its_own_wave_length(height, width):
     assert_close(code, expected, 1e-12)
 
 
-def test_first_half_of_the_channels_tells_the_row_and_second_half_the_column():
+def test_first_half_of_the_channels_encodes_the_row_and_second_half_the_column():
     code = sine_position_encoding(4, 6, 32)
     rows, columns = code[:16], code[16:]
     assert torch.equal(rows, rows[:, :, :1].expand_as(rows))

@@ -99,9 +99,9 @@ def test_the_sizes_of_the_blocks_change_nothing(monkeypatch, name, size):
 def test_only_pixels_between_different_classes_are_interpolated(monkeypatch):
     counted = []
 
-    def weighted_sums(vectors: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-        counted.append(len(places))
-        return F.embedding_bag(places, vectors, mode="sum", per_sample_weights=weights)
+    def weighted_sums(vectors: Tensor, positions: Tensor, weights: Tensor) -> Tensor:
+        counted.append(len(positions))
+        return F.embedding_bag(positions, vectors, mode="sum", per_sample_weights=weights)
 
     module = "offseg_d2.layers.resized_argmax"
     monkeypatch.setattr(f"{module}.weighted_sums", weighted_sums)

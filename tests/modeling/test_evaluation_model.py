@@ -70,8 +70,8 @@ def test_label_maps_of_a_batch_are_those_of_its_images_alone():
     model.inference = SETTINGS[1]
     batch = random_batch([(70, 100), (64, 64), (70, 100), (70, 100)])
     together = model.predict_label_maps(batch)
-    for record, result in zip(batch, together, strict=True):
-        alone = model.predict_label_maps([record])[0]
+    for sample, result in zip(batch, together, strict=True):
+        alone = model.predict_label_maps([sample])[0]
         assert torch.equal(result["sem_seg"], alone["sem_seg"])
 
 
@@ -93,15 +93,15 @@ class LargestResult(TorchDispatchMode):
 @pytest.mark.parametrize("mode", ["whole", "slide"])
 def test_scores_of_all_classes_never_exist_at_the_images_size(mode, monkeypatch):
     monkeypatch.setattr("offseg_d2.modeling.meta_arch.scores.BAND_BYTES", 1 << 18)
-    model, (record,) = small_offseg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), random_batch([(64, 160)])
+    model, (sample,) = small_offseg("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 40), random_batch([(64, 160)])
     model.inference = InferenceSettings(mode, (64, 64), (48, 48), window_batch=1)
-    record |= {"height": 400, "width": 1000}
+    sample |= {"height": 400, "width": 1000}
     values = 40 * 400 * 1000
     with LargestResult() as plain, torch.no_grad():
-        model([record])
+        model([sample])
     assert plain.values >= values
     with LargestResult() as blocks:
-        model.predict_label_maps([record])
+        model.predict_label_maps([sample])
     assert blocks.values < values / 8
 
 
@@ -178,10 +178,10 @@ def test_augmentation_is_the_mean_of_the_views_probabilities(settings):
     model.inference = settings
     ratios = [0.5, 1.0, 1.75]
     augmented = AugmentedModel(model, AugmentationSettings(tuple(ratios)))
-    (record,) = random_batch([(47, 81)])  # halves of odd sizes are rounded up
-    expected = slow_probabilities(model, record["image"], ratios)
-    assert_close(augmented.mean_probabilities(record), expected, 1e-9)
-    (result,) = augmented([record])
+    (sample,) = random_batch([(47, 81)])  # halves of odd sizes are rounded up
+    expected = slow_probabilities(model, sample["image"], ratios)
+    assert_close(augmented.mean_probabilities(sample), expected, 1e-9)
+    (result,) = augmented([sample])
     assert torch.equal(result["sem_seg"], expected.argmax(0).byte())
 
 
@@ -193,10 +193,10 @@ def test_augmentation_without_flip_at_the_images_size_changes_nothing():
 
 
 def test_augmented_predictions_of_a_mirrored_image_are_mirrored():
-    model, (record,) = small_offseg().double(), random_batch([(40, 70)])
+    model, (sample,) = small_offseg().double(), random_batch([(40, 70)])
     augmented = AugmentedModel(model, AugmentationSettings((0.75, 1.25)))
-    mirrored = augmented.mean_probabilities({"image": record["image"].flip(2)})
-    assert_close(mirrored.flip(2), augmented.mean_probabilities(record), 1e-9)
+    mirrored = augmented.mean_probabilities({"image": sample["image"].flip(2)})
+    assert_close(mirrored.flip(2), augmented.mean_probabilities(sample), 1e-9)
 
 
 def test_views_have_the_sizes_of_the_specification():

@@ -59,7 +59,7 @@ def test_scores_are_finite_and_of_the_size_asked_for_whatever_the_images(host, c
         assert scores.dtype == torch.float32
         assert host != MASK_QUERY or scores.min() >= 0
     (scores,) = predict(
-        model, [record | {"height": 50, "width": 70} for record in random_batch([(64, 80)])]
+        model, [sample | {"height": 50, "width": 70} for sample in random_batch([(64, 80)])]
     )
     assert scores.shape == (5, 50, 70) and scores.isfinite().all()
 
@@ -74,8 +74,8 @@ def test_evaluation_is_repeatable_and_images_of_a_batch_are_independent(host, cl
     for scores, again in zip(together, predict(model, batch), strict=True):
         assert torch.equal(scores, again)
         assert scores.dtype == torch.float64
-    for record, scores in zip(batch[:2], together[:2], strict=True):
-        assert_close(scores, predict(model, [record])[0], 1e-9)
+    for sample, scores in zip(batch[:2], together[:2], strict=True):
+        assert_close(scores, predict(model, [sample])[0], 1e-9)
 
 
 @each_model

@@ -49,30 +49,30 @@ def expected_scores(model: nn.Module, image: Tensor, multiple: int = 32) -> Tens
 
 @pytest.mark.parametrize("size", [(64, 96), (33, 45), (1, 70)])
 def test_padding_is_cut_off_after_the_queries_are_combined_and_before_the_last_resize(size):
-    model, (record,) = small_mask2former().double(), random_batch([size])
+    model, (sample,) = small_mask2former().double(), random_batch([size])
     with torch.no_grad():
-        own = expected_scores(model, record["image"])
+        own = expected_scores(model, sample["image"])
     expected = F.interpolate(own[None], size=(75, 31), mode="bilinear", align_corners=False)[0]
-    (actual,) = predict(model, [record | {"height": 75, "width": 31}])
+    (actual,) = predict(model, [sample | {"height": 75, "width": 31}])
     assert_close(actual, expected, 1e-10)
 
 
 def test_augmentation_averages_the_scores_themselves():
-    model, (record,) = small_mask2former(), random_batch([(64, 96)])
+    model, (sample,) = small_mask2former(), random_batch([(64, 96)])
     settings = AugmentationSettings(ratios=(1.0,), flip=True)
-    mean = AugmentedModel(model, settings).mean_probabilities(record)
-    (own,) = predict(model, [record])
-    (mirrored,) = predict(model, [{"image": record["image"].flip(2)}])
+    mean = AugmentedModel(model, settings).mean_probabilities(sample)
+    (own,) = predict(model, [sample])
+    (mirrored,) = predict(model, [{"image": sample["image"].flip(2)}])
     assert_close(mean, (own + mirrored.flip(2)) / 2)
 
 
 def test_sliding_windows_average_the_scores_of_each_window():
-    model, (record,) = small_mask2former().double(), random_batch([(64, 80)])
+    model, (sample,) = small_mask2former().double(), random_batch([(64, 80)])
     model.inference = InferenceSettings("slide", (64, 64), (64, 16))
     with torch.no_grad():
-        left = expected_scores(model, record["image"][:, :, :64])
-        right = expected_scores(model, record["image"][:, :, 16:])
-    (actual,) = predict(model, [record])
+        left = expected_scores(model, sample["image"][:, :, :64])
+        right = expected_scores(model, sample["image"][:, :, 16:])
+    (actual,) = predict(model, [sample])
     assert_close(actual[:, :, :16], left[:, :, :16], 1e-10)
     assert_close(actual[:, :, 64:], right[:, :, 48:], 1e-10)
     assert_close(actual[:, :, 16:64], (left[:, :, 16:] + right[:, :, :48]) / 2, 1e-10)
@@ -82,7 +82,7 @@ def test_sliding_windows_average_the_scores_of_each_window():
 def test_label_maps_are_the_argmax_of_the_scores(mode):
     model = small_mask2former().double()
     model.inference = InferenceSettings(mode, (64, 64), (48, 48), size_divisibility=32)
-    batch = [record | {"height": 150, "width": 110} for record in random_batch([(75, 90)])]
+    batch = [sample | {"height": 150, "width": 110} for sample in random_batch([(75, 90)])]
     with torch.no_grad():
         labels = model.predict_label_maps(batch)[0]["sem_seg"]
     assert torch.equal(labels.long(), predict(model, batch)[0].argmax(0))
@@ -109,13 +109,13 @@ def recorded(batch: list[dict[str, Any]], train_size=(0, 0)) -> tuple[nn.Module,
 def test_masks_are_padded_with_background_to_the_extent_of_the_networks_input():
     batch = mask_batch([(40, 50), (33, 70)])
     _, criterion = recorded(batch)
-    for record, target in zip(batch, criterion.targets, strict=True):
-        masks = record["instances"].gt_masks
+    for sample, target in zip(batch, criterion.targets, strict=True):
+        masks = sample["instances"].gt_masks
         height, width = masks.shape[-2:]
         assert target["masks"].shape == (len(masks), 64, 96)  # the next multiples of 32
         assert torch.equal(target["masks"][:, :height, :width], masks)
         assert target["masks"].sum() == masks.sum()
-        assert torch.equal(target["labels"], record["instances"].gt_classes)
+        assert torch.equal(target["labels"], sample["instances"].gt_classes)
     assert criterion.outputs["pred_masks"].shape[-2:] == (16, 24)
 
 
@@ -129,8 +129,8 @@ def test_an_image_without_any_label_trains():
     model = small_mask2former().train()
     batch = mask_batch([(64, 64), (64, 64)])
     batch[0]["instances"] = class_instances(torch.full((64, 64), 255))
-    for records in (batch, batch[:1]):
-        losses = model(records)
+    for samples in (batch, batch[:1]):
+        losses = model(samples)
         assert all(loss.isfinite() for loss in losses.values())
         sum(losses.values()).backward()
     assert all(p.grad is not None for p in model.parameters())

@@ -147,7 +147,7 @@ def test_all_predictions_equal_those_of_the_specification_step_by_step(classifie
 def test_masks_do_guide_the_layers():
     decoder, (features, levels) = make(), inputs(1)
     allowed = allowed_pixels(decoder(features, levels)["pred_masks"], SIZES[0])
-    assert 0.1 < allowed.float().mean() < 0.9  # or the comparison above would tell little
+    assert 0.1 < allowed.float().mean() < 0.9  # or the comparison above would prove little
 
 
 def test_shapes_and_keys_of_the_output():

@@ -124,9 +124,9 @@ def test_four_images_are_learnt_by_heart(host, classifier):
             module.reset_running_stats()
     with torch.no_grad():
         model(batch)
-        results = model.eval()([{"image": record["image"]} for record in batch])
+        results = model.eval()([{"image": sample["image"]} for sample in batch])
     predicted = torch.stack([result["sem_seg"].argmax(0) for result in results])
-    expected = torch.stack([record["sem_seg"] for record in batch])
+    expected = torch.stack([sample["sem_seg"] for sample in batch])
     accuracy = (predicted == expected)[expected != 255].double().mean().item()
     print(f"{host} {classifier}: loss {totals[0]:.1f} -> {totals[-1]:.1f}, accuracy {accuracy:.3f}")
     assert totals[-1] < 0.3 * totals[0]

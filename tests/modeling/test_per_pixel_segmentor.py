@@ -63,9 +63,9 @@ def predict(model: nn.Module, batch: list[dict]) -> list[Tensor]:
 
 
 def test_image_is_padded_to_a_multiple_of_32_and_the_surplus_cut_off():
-    model, (record,) = small_offseg(), random_batch([(33, 45)])
-    (logits,) = predict(model, [record])
-    normalised = model.normalise(record["image"])[None]
+    model, (sample,) = small_offseg(), random_batch([(33, 45)])
+    (logits,) = predict(model, [sample])
+    normalised = model.normalise(sample["image"])[None]
     padded = F.pad(normalised, [0, 19, 0, 31])  # zeros after normalisation: the mean colour
     with torch.no_grad():
         stride_4 = model.sem_seg_head(model.backbone(padded))
@@ -74,30 +74,30 @@ def test_image_is_padded_to_a_multiple_of_32_and_the_surplus_cut_off():
 
 
 def test_multiples_of_32_are_not_padded():
-    model, (record,) = small_offseg(), random_batch([(64, 96)])
+    model, (sample,) = small_offseg(), random_batch([(64, 96)])
     sizes = []
     model.backbone.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-2:]))
-    (logits,) = predict(model, [record])
+    (logits,) = predict(model, [sample])
     assert sizes == [(64, 96)]
     with torch.no_grad():
-        stride_4 = model.sem_seg_head(model.backbone(model.normalise(record["image"])[None]))
+        stride_4 = model.sem_seg_head(model.backbone(model.normalise(sample["image"])[None]))
     expected = F.interpolate(stride_4, size=(64, 96), mode="bilinear", align_corners=False)
     assert_close(logits, expected[0])
 
 
 def test_result_has_the_size_asked_for():
-    model, (record,) = small_offseg(), random_batch([(40, 64)])
-    (own,) = predict(model, [record])
-    (asked,) = predict(model, [record | {"height": 75, "width": 31}])
+    model, (sample,) = small_offseg(), random_batch([(40, 64)])
+    (own,) = predict(model, [sample])
+    (asked,) = predict(model, [sample | {"height": 75, "width": 31}])
     expected = F.interpolate(own[None], size=(75, 31), mode="bilinear", align_corners=False)[0]
     assert asked.shape == (5, 75, 31)
     assert_close(asked, expected)
 
 
 def test_labels_are_not_needed_nor_read_in_evaluation():
-    model, (record,) = small_offseg(), random_batch([(32, 32)])
-    (expected,) = predict(model, [record])
-    assert torch.equal(predict(model, [{"image": record["image"]}])[0], expected)
+    model, (sample,) = small_offseg(), random_batch([(32, 32)])
+    (expected,) = predict(model, [sample])
+    assert torch.equal(predict(model, [{"image": sample["image"]}])[0], expected)
 
 
 def test_an_empty_batch_gives_an_empty_list():
@@ -108,13 +108,13 @@ def test_an_empty_batch_gives_an_empty_list():
 
 
 def test_sliding_window_is_the_average_of_its_windows():
-    model, (record,) = small_offseg(), random_batch([(64, 100)])
+    model, (sample,) = small_offseg(), random_batch([(64, 100)])
     model.inference = InferenceSettings("slide", (64, 64), (32, 32))
-    (logits,) = predict(model, [record])
+    (logits,) = predict(model, [sample])
     model.inference = InferenceSettings("whole")
     total, count = torch.zeros(5, 64, 100), torch.zeros(64, 100)
     for left in (0, 32, 36):
-        (window,) = predict(model, [{"image": record["image"][..., left : left + 64]}])
+        (window,) = predict(model, [{"image": sample["image"][..., left : left + 64]}])
         total[..., left : left + 64] += window
         count[..., left : left + 64] += 1
     assert_close(logits, total / count)
@@ -132,15 +132,15 @@ def test_normalisation_is_that_of_imagenet_in_rgb():
 
 def test_training_pads_to_the_training_size_with_mean_colour_and_ignored_labels():
     model = tiny_segmentor(train_size=(8, 12)).train()
-    (record,) = random_batch([(6, 10)], num_classes=3)
-    loss = model([record])["loss_sem_seg"]
+    (sample,) = random_batch([(6, 10)], num_classes=3)
+    loss = model([sample])["loss_sem_seg"]
     (seen,) = model.backbone.seen
-    normalised = model.normalise(record["image"])
+    normalised = model.normalise(sample["image"])
     assert torch.equal(seen, F.pad(normalised, [0, 2, 0, 2])[None])
     logits = F.avg_pool2d(seen, 2)
     logits = F.interpolate(logits, size=(8, 12), mode="bilinear", align_corners=False)
     log_probabilities = logits.log_softmax(1)[0, :, :6, :10]
-    picked = log_probabilities.gather(0, record["sem_seg"][None])
+    picked = log_probabilities.gather(0, sample["sem_seg"][None])
     assert_close(loss, -picked.sum() / (8 * 12))  # all pixels, the padding too
 
 

@@ -48,11 +48,11 @@ def make_cfg(host: str, classifier: str = "offset", name: str = "HostHead") -> C
 
 
 def striped_batch() -> list[dict]:
-    """Two images whose colour tells the class."""
+    """Two images whose colours show the class."""
     batch = random_batch([(64, 64)] * 2)
-    for record in batch:
-        record["sem_seg"] = (torch.arange(64) // 16).expand(64, 64).contiguous()
-        record["image"] = (record["sem_seg"] * 50).byte().expand(3, 64, 64).contiguous()
+    for sample in batch:
+        sample["sem_seg"] = (torch.arange(64) // 16).expand(64, 64).contiguous()
+        sample["image"] = (sample["sem_seg"] * 50).byte().expand(3, 64, 64).contiguous()
     return batch
 
 

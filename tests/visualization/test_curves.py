@@ -75,7 +75,7 @@ def test_models_with_numbers_in_their_names_are_not_taken_for_seeds(tmp_path):
     assert len(group_runs(read_runs([str(tmp_path)]))) == 4
 
 
-def test_same_names_in_several_folders_are_told_apart(tmp_path):
+def test_same_names_in_several_folders_have_different_labels(tmp_path):
     folders = [str(write_run(tmp_path / parent / "run", {0: 1.0}, {})) for parent in "ab"]
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]
 
@@ -118,7 +118,7 @@ def test_folder_without_curves_is_named(tmp_path, make, message):
         read_runs([str(tmp_path / "run")])
 
 
-def test_tool_tells_a_mistake_in_one_sentence_and_writes_nothing(tmp_path):
+def test_tool_reports_a_mistake_in_one_sentence_and_writes_nothing(tmp_path):
     result = plot(tmp_path, "--output", tmp_path / "curves")
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1].startswith(f"error: '{tmp_path}' must be")

@@ -94,29 +94,29 @@ def test_choice_at_random_depends_on_the_seed_alone(tool, camvid):
     assert len(first) == 2 and list(first) == list(again)
     assert all(np.array_equal(first[name], again[name]) for name in first)
     chosen = set()
-    records = [{"file_name": f"/x/{index}.jpg"} for index in range(30)]
+    samples = [{"file_name": f"/x/{index}.jpg"} for index in range(30)]
     for seed in range(5):
-        chosen.add(tuple(r["file_name"] for r in choose_samples(records, number=3, seed=seed)))
+        chosen.add(tuple(r["file_name"] for r in choose_samples(samples, number=3, seed=seed)))
     assert len(chosen) == 5
-    assert len(choose_samples(records, number=99)) == 30
+    assert len(choose_samples(samples, number=99)) == 30
 
 
-@pytest.mark.parametrize(("number", "told"), [(1, "1 picture lies"), (2, "2 pictures lie")])
-def test_number_of_pictures_is_told(camvid, tmp_path, monkeypatch, capsys, number, told):
+@pytest.mark.parametrize(("number", "message"), [(1, "1 picture lies"), (2, "2 pictures lie")])
+def test_number_of_pictures_is_reported(camvid, tmp_path, monkeypatch, capsys, number, message):
     out = tmp_path / "out"
     argv = ["view_dataset.py", "camvid_train", "--output", str(out), "--number", str(number)]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit):
         runpy.run_path(str(ROOT / "tools/view_dataset.py"), run_name="__main__")
-    assert f"{told} in {out}" in capsys.readouterr().out.splitlines()
+    assert f"{message} in {out}" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize("name", ["city/7", "7_rgb.png", "7_rgb"])
 def test_images_are_chosen_by_id_or_file_name(name):
-    records = [
+    samples = [
         {"file_name": f"/data/{index}_rgb.png", "image_id": f"city/{index}"} for index in range(9)
     ]
-    assert choose_samples(records, [name]) == [records[7]]
+    assert choose_samples(samples, [name]) == [samples[7]]
 
 
 def test_sheets_show_the_very_batches_of_training(camvid):
@@ -187,14 +187,14 @@ def test_images_in_bgr_are_drawn_in_their_right_colours(camvid):
     assert np.array_equal(rgb, bgr)
 
 
-def test_unusable_image_is_told_and_the_others_are_drawn(tool, camvid):
+def test_unusable_image_is_reported_and_the_others_are_drawn(tool, camvid):
     (camvid / "images/train/train_2.jpg").unlink()
     (camvid / "annotations/train/train_4.png").write_bytes(b"")
     status, pictures, err = tool("camvid_train", "--number", 9)
     assert status == 1
     assert len(pictures) == 3
-    told = [line for line in err.splitlines() if line.startswith("not drawn: ")]
-    assert len(told) == 2 and "train_2.jpg" in told[0] and "train_4.png" in told[1]
+    lines = [line for line in err.splitlines() if line.startswith("not drawn: ")]
+    assert len(lines) == 2 and "train_2.jpg" in lines[0] and "train_4.png" in lines[1]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_unusable_image_is_told_and_the_others_are_drawn(tool, camvid):
         ),
     ],
 )
-def test_mistake_of_the_user_is_told_in_one_line(tool, camvid, arguments, message):
+def test_mistake_of_the_user_is_reported_in_one_line(tool, camvid, arguments, message):
     status, pictures, err = tool(*arguments)
     assert status == 2 and not pictures
     (line,) = [line for line in err.splitlines() if not line.startswith("[")]

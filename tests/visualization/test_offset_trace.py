@@ -40,7 +40,7 @@ SMALL_MASKS = (
 )
 
 
-def record(height: int = 64, width: int = 96) -> dict:
+def sample(height: int = 64, width: int = 96) -> dict:
     generator = torch.Generator().manual_seed(1)
     return {"image": torch.randint(256, (3, height, width), generator=generator, dtype=torch.uint8)}
 
@@ -82,9 +82,9 @@ def test_common_part_of_class_offsets_is_left_out_only_where_classes_are_compare
 def test_terms_give_the_logits_of_the_model():
     seed_all()
     model = spread_weights(build_offseg(*SMALL_OFFSEG)).eval()
-    trace = trace_offsets(model, record())
+    trace = trace_offsets(model, sample())
     with torch.no_grad():
-        image = (record()["image"].float() - model.pixel_mean) / model.pixel_std
+        image = (sample()["image"].float() - model.pixel_mean) / model.pixel_std
         logits = model.sem_seg_head(model.backbone(image[None]))[0]
     assert_close(trace.scores().mT.reshape(logits.shape), logits)
     assert not torch.allclose(trace.scores(offsets=False), trace.scores(), atol=1e-3)
@@ -94,9 +94,9 @@ def test_terms_give_the_last_masks_of_the_queries():
     seed_all()
     cfg = offseg_config(*SMALL_OFFSEG, *SMALL_MASKS, model="mask2former_offseg_t")
     model = spread_weights(build_model(cfg)).eval()
-    trace = trace_offsets(model, record())
+    trace = trace_offsets(model, sample())
     with torch.no_grad():
-        image = (record()["image"].float() - model.pixel_mean) / model.pixel_std
+        image = (sample()["image"].float() - model.pixel_mean) / model.pixel_std
         output = model.sem_seg_head(model.backbone(image[None]))
     masks, logits = output["pred_masks"][0], output["pred_logits"][0]
     assert_close(trace.scores().mT.reshape(masks.shape), masks)
@@ -107,7 +107,7 @@ def test_terms_give_the_last_masks_of_the_queries():
 
 def test_odd_sizes_are_padded_and_cut_again():
     seed_all()
-    trace = trace_offsets(spread_weights(build_offseg(*SMALL_OFFSEG)).eval(), record(50, 70))
+    trace = trace_offsets(spread_weights(build_offseg(*SMALL_OFFSEG)).eval(), sample(50, 70))
     assert trace.padded_size == (64, 96)
     assert trace.labels().shape == (50, 70)
 
@@ -124,8 +124,8 @@ def test_labels_are_what_the_model_predicts_whatever_the_size(host, options, siz
     seed_all()
     model = spread_weights(build_offseg(*options, model=host)).eval()
     with torch.no_grad():
-        predicted = model([record(*size)])[0]["sem_seg"].argmax(dim=0)
-    labels = trace_offsets(model, record(*size)).labels()
+        predicted = model([sample(*size)])[0]["sem_seg"].argmax(dim=0)
+    labels = trace_offsets(model, sample(*size)).labels()
     assert (labels == predicted).float().mean() > 0.995  # but for ties within rounding
 
 
@@ -177,7 +177,7 @@ def test_class_is_found_by_name_and_by_number():
         find_class("rode", METADATA)
 
 
-def test_tool_draws_a_picture_and_tells_mistakes_in_one_line(tmp_path):
+def test_tool_draws_a_picture_and_reports_mistakes_in_one_line(tmp_path):
     config = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
     options = [*SMALL_OFFSEG[:-2], "INPUT.RESIZE.SCALE_TEST", [48, 32], "MODEL.DEVICE", "cpu"]
     seed_all()

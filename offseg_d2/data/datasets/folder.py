@@ -162,12 +162,12 @@ class SemSegFolder:
         for layout in self.layouts:
             paths = [os.path.join(root, part) for part in layout.parts]
             missing[next(path for path in paths if not PathManager.exists(path))] = None
-        places = ", no ".join(f"'{path}'" for path in missing)
+        absent = ", no ".join(f"'{path}'" for path in missing)
         tops = " or ".join(f"'{top}'" for top in dict.fromkeys(x.top_dir for x in self.layouts))
         value = os.environ.get("DETECTRON2_DATASETS")
         state = f"is '{value}'" if value else "is not set, which means 'datasets'"
         return (
-            f"Dataset '{self.name}' must lie where it is looked for, but there is no {places}. "
+            f"Dataset '{self.name}' must lie where it is looked for, but there is no {absent}. "
             f"Set the environment variable DETECTRON2_DATASETS (it {state}) to the folder that "
             f"holds {tops}; datasets/README.md shows the layout."
         )

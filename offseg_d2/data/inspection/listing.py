@@ -23,7 +23,7 @@ def list_samples(name: str) -> list[Sample]:
     the check of each file will name what is missing.
 
     Raises:
-        FileNotFoundError: there is no telling what should be there.
+        FileNotFoundError: the expected files are not known.
         ValueError: the dataset is not registered, cannot be listed, or is empty.
     """
     require_registered(name)

@@ -20,7 +20,7 @@ _MAX_SIZES_SHOWN = 3
 
 
 def format_report(report: DatasetReport, limit: int | None = None) -> str:
-    """Tell a report in text: counts, class table, faults grouped by kind, one line each.
+    """Format a report as text: counts, class table, faults grouped by kind, one line each.
 
     Args:
         report: of one dataset.

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 class LevelFusion(Conv2d):
     """All levels resized to the finest and concatenated, then 1x1 convolution, norm and ReLU.
 
-    A 1x1 convolution and a bilinear resize are both linear and work on different axes, so they may
-    change places. Each level is therefore convolved at its own resolution, and the *results* are
+    A 1x1 convolution and a bilinear resize are both linear and work on different axes, so their
+    order may change. Each level is therefore convolved at its own resolution, and the *results* are
     resized and added: the same value up to rounding with a third of the operations (four levels of
     equal width), and the wide concatenated map is never stored.
 

@@ -56,7 +56,7 @@ class EncoderLayer(nn.Module):
         Args:
             pixels: (B, S, C).
             position: (S, C), added to the queries, not to the values.
-            reference_points: (S, 2), the pixels' own places, (x, y) in [0, 1].
+            reference_points: (S, 2), the pixels' own positions, (x, y) in [0, 1].
             level_sizes: (height, width) of each level in pixels.
 
         Returns:

@@ -84,7 +84,7 @@ class SegFormerPixelDecoder(nn.Module):
         Returns:
             one map, (B, out_channels, H / out_stride, W / out_stride).
         """
-        # Reduced at their own size: the ReLU does not change places with a resize.
+        # Reduced at their own size: a ReLU and a resize do not commute.
         levels = [
             reduce(features[name])
             for name, reduce in zip(self.in_features, self.reduce, strict=True)

@@ -249,7 +249,7 @@ def test_first_complete_layout_is_taken(root):
 
 
 @pytest.mark.parametrize(
-    ("name", "places"),
+    ("name", "folders"),
     [
         ("ade20k_150_val", ["ADEChallengeData2016", "ade/ADEChallengeData2016"]),
         ("cityscapes_19_train", ["cityscapes"]),
@@ -258,16 +258,16 @@ def test_first_complete_layout_is_taken(root):
         ("camvid_train", ["camvid"]),
     ],
 )
-def test_absent_dataset_lists_the_places_that_were_searched(root, name, places, monkeypatch):
+def test_absent_dataset_lists_the_folders_that_were_searched(root, name, folders, monkeypatch):
     with pytest.raises(FileNotFoundError) as caught:
         DatasetCatalog.get(name)
     message = str(caught.value)
     assert message.count("\n") == 0 and "datasets/README.md" in message
-    assert ", no ".join(f"'{root / place}'" for place in places) in message
+    assert ", no ".join(f"'{root / folder}'" for folder in folders) in message
     assert f"DETECTRON2_DATASETS (it is '{root}')" in message
     monkeypatch.delenv("DETECTRON2_DATASETS")
     monkeypatch.chdir(root)
-    with pytest.raises(FileNotFoundError, match=rf"'datasets/{places[0]}'.*is not set"):
+    with pytest.raises(FileNotFoundError, match=rf"'datasets/{folders[0]}'.*is not set"):
         DatasetCatalog.get(name)
 
 

@@ -111,7 +111,7 @@ def class_means(scene):
     return means
 
 
-def test_variation_spreads_a_class_over_images_until_colour_tells_little():
+def test_variation_spreads_a_class_over_images_until_colour_says_little():
     means = [class_means(lambda i, v=v: generate_scene(i, variation=v)) for v in (0.0, 0.5, 1.0)]
     spreads = [np.nanstd(m, axis=0).mean() for m in means]
     assert spreads[0] < 12 and spreads[1] > 2 * spreads[0] and spreads[2] > spreads[1]
