@@ -18,6 +18,7 @@ import pickle
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -55,6 +56,7 @@ _DAMAGE_ERRORS = (
     ValueError,
     struct.error,
     zipfile.BadZipFile,
+    zlib.error,
 )
 
 
@@ -145,6 +147,7 @@ def _load_pickle(path: str, local_path: str) -> Any:
     try:
         with open(local_path, "rb") as file:
             check_pickle(file)
+            file.seek(0)
             return load_inert_pickle(
                 file, check=partial(check_values, size=os.path.getsize(local_path))
             )
@@ -177,7 +180,8 @@ def _check_archive(path: str, local_path: str) -> None:
     with open(local_path, "rb") as file:
         if file.read(2) != b"PK":  # torch's format before 1.6: five pickles, then the tensors
             file.seek(0)
-            check_pickle(file)
+            for _ in range(5):
+                check_pickle(file)
             return
     try:
         with zipfile.ZipFile(local_path) as archive:

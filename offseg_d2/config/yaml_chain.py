@@ -28,6 +28,8 @@ def read_yaml_chain(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: a file is absent, malformed or too large, or the chain leads back to a file.
     """
+    if "://" in path:
+        raise ConfigError(f"The configuration must be a local file, but is '{path}'.")
     return _Chain(path).read(path, ())
 
 

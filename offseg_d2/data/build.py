@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import cv2
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, Metadata, MetadataCatalog
@@ -29,6 +30,7 @@ from .image_io import DataFileError
 from .label_map import (
     IGNORE_LABEL,
     classes_of,
+    count_ids,
     describe_label_map,
     joint_metadata,
     label_map_of,
@@ -39,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 _PREFETCH_BATCHES = 4
+_WATCHED_LABELS = 1000  # after which absent classes are reported
 
 
 class SampleLoader:
@@ -48,8 +51,9 @@ class SampleLoader:
     over the message in the sample's place and the main process raises it.
     """
 
-    def __init__(self, loader: DataLoader) -> None:
+    def __init__(self, loader: DataLoader, watch: "ClassOccurrence | None" = None) -> None:
         self.loader = loader
+        self.watch = watch
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -64,7 +68,41 @@ class SampleLoader:
             for sample in batch:
                 if isinstance(sample, _UnusableSample):
                     raise DataFileError(sample.reason)
+                if self.watch is not None:
+                    self.watch.add(sample["sem_seg"].numpy())
             yield batch
+
+
+class ClassOccurrence:
+    """Warns once of classes that training has not seen in its first label maps.
+
+    Args:
+        names: of the classes.
+        number: label maps after which it warns; then nothing is counted any more.
+    """
+
+    def __init__(self, names: Sequence[str], number: int) -> None:
+        self.names, self.number = names, number
+        self._counts = np.zeros(256, dtype=np.int64)
+
+    def add(self, labels: np.ndarray) -> None:
+        """Count the train ids (H, W) of one label map."""
+        if self.number <= 0:
+            return
+        self._counts += count_ids(labels)
+        self.number -= 1
+        if self.number == 0:
+            self._warn()
+
+    def _warn(self) -> None:
+        absent = [name for index, name in enumerate(self.names) if not self._counts[index]]
+        if len(absent) == len(self.names):
+            logger.warning(
+                "All pixels of the label maps so far are ignored: nothing is learned. Does the "
+                "label map fit the files?"
+            )
+        elif absent:
+            logger.warning("Classes that have not occurred in training: %s.", ", ".join(absent))
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
@@ -89,6 +127,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
         require_registered(name, "DATASETS.TRAIN")
     metadata = joint_metadata(cfg.DATASETS.TRAIN)
     _check_classes(cfg, metadata)
+    _check_every_class_has_an_id(metadata)
     samples = list(itertools.chain.from_iterable(_samples(n) for n in cfg.DATASETS.TRAIN))
     unlabelled = next((s["file_name"] for s in samples if "sem_seg_file_name" not in s), None)
     if unlabelled is not None:
@@ -115,7 +154,9 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     dataset = _TrainingDataset(DatasetFromList(samples, copy=False), mapper, seed)
     workers = cfg.DATALOADER.NUM_WORKERS
     prefetch = _PREFETCH_BATCHES if workers > 0 else None
-    return _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
+    loader = _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
+    loader.watch = ClassOccurrence(classes_of(metadata), min(_WATCHED_LABELS, len(samples)))
+    return loader
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
@@ -207,6 +248,17 @@ def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:
         raise ValueError(
             f"`MODEL.SEM_SEG_HEAD.IGNORE_VALUE` must be {IGNORE_LABEL}, the value that "
             f"label maps give ignored pixels, but is {head.IGNORE_VALUE}."
+        )
+
+
+def _check_every_class_has_an_id(metadata: Metadata) -> None:
+    names = classes_of(metadata)
+    missing = set(range(len(names))) - set(label_map_of(metadata).values())
+    if missing:
+        shown = ", ".join(repr(names[index]) for index in sorted(missing))
+        raise ValueError(
+            f"The `label_map` of dataset '{metadata.name}' must give every class an id to be "
+            f"trained on, but gives none to {shown}."
         )
 
 

@@ -90,14 +90,31 @@ def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.nda
     return train_ids
 
 
-def _palette_decides(raw: np.ndarray, palette: np.ndarray, lut: LabelLut) -> bool:
-    """True if an indexed mask has the classes' colours in another order than the classes."""
-    if lut.colors is None:
-        return False
-    used = np.flatnonzero(count_ids(raw))
+def _ids_of_palette(path: str, raw: np.ndarray, palette: np.ndarray, lut: LabelLut) -> np.ndarray:
+    """Ids (H, W) of an indexed mask: its indices, or the classes of its colours if those differ.
+
+    Ids that are ignored have any colour. Where the colours of all others are those of classes, but
+    in another order, the colours count.
+
+    Raises:
+        DataFileError: some colours are those of other classes, and others are of none.
+    """
+    used = [i for i in np.flatnonzero(count_ids(raw)) if lut.values[i] != IGNORE_LABEL]
     by_color = [_class_of_color(palette[index], lut.colors) for index in used]
-    by_index = [int(lut.values[index]) if lut.valid[index] else -1 for index in used]
-    return all(class_id >= 0 for class_id in by_color) and by_color != by_index
+    by_index = [int(lut.values[index]) for index in used]
+    known = [(a, b) for a, b in zip(by_color, by_index, strict=True) if a >= 0]
+    if all(a == b for a, b in known):
+        return raw
+    if len(known) < len(used):
+        index = next(i for i, a in zip(used, by_color, strict=True) if a < 0)
+        raise DataFileError(
+            f"Label file '{path}' must have the classes' colours in its palette for all its ids or "
+            f"in the order of the classes, but id {index} has the colour {palette[index].tolist()}."
+        )
+    table = np.arange(256, dtype=np.uint8)
+    for index, class_id in zip(used, by_color, strict=True):
+        table[index] = np.flatnonzero(lut.valid & (lut.values == class_id))[0]
+    return cv2.LUT(raw, table)
 
 
 def _class_of_color(color: np.ndarray, colors: np.ndarray) -> int:
@@ -130,6 +147,10 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.nda
             f"{color} in {counts[0]} pixels{more}."
         )
     return ids
+
+
+def _are_among(image: np.ndarray, colors: np.ndarray) -> bool:
+    return bool(np.isin(np.unique(_color_codes(image)), _color_codes(colors)).all())
 
 
 def _color_codes(colors: np.ndarray) -> np.ndarray:
@@ -167,10 +188,14 @@ def read_raw_labels(path: str, lut: LabelLut | None = None) -> np.ndarray:
         DataFileError: the file is unreadable, or holds colours and none or others are known.
     """
     raw, palette = _read_samples(path)
+    colors = None if lut is None else lut.colors
     if raw.ndim == 3:
+        equal = (raw == raw[..., :1]).all()
+        if equal and (colors is None or not _are_among(raw, colors)):
+            return _to_bytes(path, raw[..., 0])
         return _ids_of_colors(path, raw, lut)
-    if lut is not None and palette is not None and _palette_decides(raw, palette, lut):
-        return _ids_of_colors(path, palette[raw], lut)
+    if colors is not None and palette is not None:
+        return _ids_of_palette(path, raw, palette, lut)
     return raw
 
 
@@ -193,10 +218,10 @@ def _read_samples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
             f"Label file '{path}' cannot be decoded: its format is not known to Pillow."
         ) from None
     # Pillow reports broken files as OSError, SyntaxError or ValueError, depending on the format.
-    except (OSError, SyntaxError, ValueError, MemoryError) as error:
+    except (OSError, SyntaxError, TypeError, ValueError, MemoryError) as error:
         reason = str(error) or "it is too large for this machine's memory"
         raise DataFileError(f"Label file '{path}' cannot be decoded: {reason}.") from error
-    return _to_bytes(path, stored, mode) // factor, palette
+    return _one_or_three_channels(path, stored, mode) // factor, palette
 
 
 def _grey_factor(encoded: bytes, image: Image.Image) -> int:
@@ -209,26 +234,32 @@ def _grey_factor(encoded: bytes, image: Image.Image) -> int:
     return 255 // (2**bits - 1) if image.mode == "L" and bits in (2, 4) else 1
 
 
-def _to_bytes(path: str, stored: np.ndarray, mode: str) -> np.ndarray:
-    """(H, W) uint8 if the file holds one channel or equal ones, else (H, W, 3) uint8."""
+def _one_or_three_channels(path: str, stored: np.ndarray, mode: str) -> np.ndarray:
+    """(H, W) uint8 of a file with one channel, (H, W, 3) of red, green and blue."""
     if mode in ("LA", "RGBA"):  # the last channel is opacity
         stored = stored[..., :-1]
+    if mode == "LA":
+        stored = stored[..., 0]
     if stored.ndim == 3:
-        if mode not in ("LA", "RGB", "RGBA"):
+        if mode not in ("RGB", "RGBA"):
             raise DataFileError(
                 f"Label file '{path}' must hold class ids in one channel, or red, green and blue, "
                 f"but has mode '{mode}'."
             )
-        equal = (stored == stored[..., :1]).all()
-        return np.ascontiguousarray(stored[..., 0]) if equal else np.ascontiguousarray(stored)
+        return np.ascontiguousarray(stored)
+    return _to_bytes(path, stored)
+
+
+def _to_bytes(path: str, stored: np.ndarray) -> np.ndarray:
+    """(H, W) whole numbers of any type -> uint8."""
     if stored.dtype.kind not in "bui":
-        raise DataFileError(f"Label file '{path}' must hold whole numbers, but has mode '{mode}'.")
+        raise DataFileError(f"Label file '{path}' must hold whole numbers, but has fractions.")
     if stored.size and not 0 <= stored.min() <= stored.max() <= 255:
         raise DataFileError(
             f"Label file '{path}' must hold ids in 0..255, but holds {stored.min()} to "
             f"{stored.max()}."
         )
-    return stored.astype(np.uint8, copy=False)
+    return np.ascontiguousarray(stored.astype(np.uint8, copy=False))
 
 
 def classes_of(metadata: Metadata) -> list[str]:

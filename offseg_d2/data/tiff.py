@@ -38,7 +38,7 @@ def ignore_alpha(content: bytes) -> tuple[bytes, int]:
             if tag == _EXTRA_SAMPLES:
                 for index in range(min(count, 4)):
                     struct.pack_into(f"{order}H", changed, offset + 2 * index, _UNSPECIFIED)
-    except struct.error:  # the file ends before its directory does
+    except (struct.error, OverflowError, IndexError):  # a directory beyond the end of the file
         return content, 0
     return bytes(changed), bands
 

@@ -34,6 +34,7 @@ from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
 
 from .progress import ProgressPrinter
+from .run_lock import RunLock
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     logger.info("Configuration:\n%s", cfg.dump())
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
+    if comm.is_main_process() and not args.eval_only:
+        RunLock(cfg.OUTPUT_DIR).release()  # refuses before the files of another training change
     # An evaluation must not replace the configuration that a run was trained with.
     if comm.is_main_process() and not (args.eval_only and os.path.exists(path)):
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
@@ -112,7 +115,7 @@ def autocast_dtype(cfg: CfgNode, device: torch.device) -> torch.dtype | None:
         logger.warning("`SOLVER.AMP.DTYPE` is 'float16' on %s: using bfloat16.", device.type)
         name = "bfloat16"
     if device.type == "cpu":
-        gain = bfloat16_gain()
+        gain = comm.all_gather(bfloat16_gain())[0]  # one choice for all processes
         if gain < 1:
             logger.warning(
                 "`SOLVER.AMP.ENABLED` is True, but this processor computes in bfloat16 %.1f times "

@@ -222,7 +222,12 @@ def evaluate(
         evaluator = _pictures_only(own_cfg, pictures_dir, bool(predictions_dir))
         if evaluator is None:
             evaluator = build_evaluator(own_cfg, name)
-            evaluator.observers += _picture_writers(own_cfg, pictures_dir)
+            writers = _picture_writers(own_cfg, pictures_dir)
+            if isinstance(evaluator, SemSegEvaluator):
+                evaluator.observers += writers
+            elif writers:  # one of the user's own, which draws no truth
+                drawing = [_PictureEvaluator(writer) for writer in writers]
+                evaluator = DatasetEvaluators([evaluator, *drawing])
         results[name] = run_test(own_cfg, network, evaluator, build_loader=build_loader)
         if network is not predicting:
             network.log()

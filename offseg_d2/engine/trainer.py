@@ -99,6 +99,7 @@ class Trainer(TrainLoop):
         self._pictures = ValidationPictures(cfg) if draws else None
         self._last_saved = ""
         self._resumes = False
+        self._lock: RunLock | None = None
         self.register_hooks(self.build_hooks())
 
     # ------------------------------------------------------------------ parts, to be overridden
@@ -180,6 +181,7 @@ class Trainer(TrainLoop):
         Raises:
             FileNotFoundError, CheckpointError: if the file cannot be used.
         """
+        self._lock_folder()
         self.checkpointer.clean_temporary_files()
         resume = resume or restarts(os.environ) > 0
         self._resumes = resume
@@ -210,7 +212,7 @@ class Trainer(TrainLoop):
             results of the last evaluation, as :meth:`test` returns them.
         """
         self._check_test_sets()
-        lock = RunLock(self.cfg.OUTPUT_DIR) if comm.is_main_process() else None
+        self._lock_folder()
         if self.start_iter == 0 and not self._resumes:
             comm.synchronize()  # all have loaded their weights, perhaps from the old run
             self.checkpointer.set_aside_old_run()
@@ -223,9 +225,15 @@ class Trainer(TrainLoop):
         try:
             super().train(self.start_iter, self.max_iter)
         finally:
-            if lock:
-                lock.release()
+            if self._lock:
+                self._lock.release()
+                self._lock = None
         return self.last_results
+
+    def _lock_folder(self) -> None:
+        """Refuse to disturb another training in ``OUTPUT_DIR``."""
+        if self._lock is None and comm.is_main_process():
+            self._lock = RunLock(self.cfg.OUTPUT_DIR)
 
     def _check_test_sets(self) -> None:
         """Make mistakes in what the evaluation needs show before the training, not after it."""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from offseg_d2.data import DataFileError, read_image
 from offseg_d2.inference.batching import batches_of_a_kind, items_ahead, read_ahead
 from offseg_d2.inference.predictor import find_images, output_paths
-from offseg_d2.inference.video import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from offseg_d2.inference.video import VIDEO_SUFFIXES, BrokenOffError, VideoReader, VideoWriter
 from offseg_d2.utils.io import write_atomically, write_picture
 from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.drawing import UNCHOSEN as UNCHOSEN
@@ -129,6 +129,7 @@ def draw_files(
     choose_classes(np.zeros((1, 1), dtype=np.int64), options.classes, predictor.metadata)
     make_folder(output_dir)
     faults: dict[str, Unreadable] = {}
+    partly: list[str] = []  # pictures of what there was of a broken-off video
     images = [(path, target) for path, target in todo if not is_video(path)]
     with tqdm(total=len(todo), unit="file", disable=None) as progress:
         with contextlib.closing(_read_images(images, 2 * batch_size, faults)) as loaded:
@@ -140,9 +141,10 @@ def draw_files(
                 draw_video(predictor, path, target, options, batch_size=batch_size)
             except DataFileError as error:
                 faults[path] = Unreadable(path, str(error))
+                partly += [target] if isinstance(error, BrokenOffError) else []
             progress.update()
     return (
-        [target for path, target in todo if path not in faults],
+        [target for path, target in todo if path not in faults or target in partly],
         [faults[path] for path, _ in todo if path in faults],
     )
 
@@ -202,12 +204,13 @@ def draw_video(
 
     Raises:
         DataFileError: the file is no video.
+        BrokenOffError: it ends early; what there is has been written.
         ValueError: there is no such camera.
         OSError: the video cannot be written.
     """
     reader = VideoReader(source)
     expected = min(filter(None, (reader.length, frames)), default=None)
-    number = 0
+    number, broken_off = 0, None
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(VideoWriter(target, reader.rate))
         if not isinstance(source, str):  # filmed until Ctrl-C; half a file would look like a whole
@@ -217,12 +220,29 @@ def draw_video(
         coming = stack.enter_context(contextlib.closing(items_ahead(limited, ahead=batch_size)))
         bar = tqdm(total=expected, unit="frame", disable=None, leave=False)
         progress = stack.enter_context(bar)
-        while batch := list(itertools.islice(coming, batch_size)):
+        while batch := _next_frames(coming, batch_size):
+            if isinstance(batch[-1], BrokenOffError):
+                broken_off = batch.pop()
             for frame, labels in zip(batch, predict(predictor, batch), strict=True):
                 writer.write(_draw_frame(frame, labels, predictor.metadata, options))
                 number += 1
             progress.update(len(batch))
+            if broken_off:
+                break
+    if broken_off:  # now that what there is has been written
+        raise broken_off
     return number
+
+
+def _next_frames(frames: Iterator[np.ndarray], number: int) -> list[np.ndarray | BrokenOffError]:
+    """The next frames, fewer at the end of the video; its early end comes last."""
+    batch: list[np.ndarray | BrokenOffError] = []
+    try:
+        for frame in itertools.islice(frames, number):
+            batch.append(frame)
+    except BrokenOffError as error:
+        batch.append(error)
+    return batch
 
 
 def draw_frame(predictor: LabelMaps, frame: np.ndarray, options: DrawOptions) -> np.ndarray:

@@ -12,7 +12,13 @@ from detectron2.utils.file_io import PathManager
 from offseg_d2.data import DataFileError
 
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
+# Containers without an index only estimate their number of frames.
+_ESTIMATE = 0.05
 _DEFAULT_RATE = 25.0  # frames a second, where a source says nothing
+
+
+class BrokenOffError(DataFileError):
+    """A video has fewer frames than it says; those that are there have been used."""
 
 
 class VideoReader:
@@ -51,6 +57,7 @@ class VideoReader:
 
         Raises:
             DataFileError: the file has no frame that can be decoded.
+            BrokenOffError: it ends well before the length that it states.
         """
         number = 0
         with contextlib.closing(self):
@@ -62,6 +69,11 @@ class VideoReader:
                 yield frame
         if number == 0 and isinstance(self.source, str):
             raise DataFileError(f"Video file '{self.source}' has no frame that can be decoded.")
+        if self.length - number > max(2, _ESTIMATE * self.length):
+            raise BrokenOffError(
+                f"{number} of {self.length} frames of video file '{self.source}' could be read; "
+                "is it complete?"
+            )
 
     def close(self) -> None:
         self._capture.release()

@@ -8,6 +8,7 @@ Paper: OffSeg, ICCV 2025 (arXiv:2508.08811).
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,29 +96,18 @@ class OffsetMaskPredictor(nn.Module):
 
     Args:
         dim: C, channels of mask embeddings and mask features.
-        class_offset: move each mask embedding towards the pixels that resemble it.
-        feature_offset: move each pixel towards the mask embeddings it resembles.
         offset_init_std: of the projections, see :class:`OffsetLearning`.
+        offsets: ``class_offset`` moves each mask embedding towards the pixels that resemble it,
+            ``feature_offset`` each pixel towards the mask embeddings it resembles; both True by
+            default.
 
     Raises:
         ValueError: if ``offset_init_std`` is negative or not finite.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        class_offset: bool = True,
-        feature_offset: bool = True,
-        offset_init_std: float = INIT_STD,
-    ) -> None:
+    def __init__(self, dim: int, *, offset_init_std: float = INIT_STD, **offsets: bool) -> None:
         super().__init__()
-        self.offset_learning = OffsetLearning(
-            dim,
-            class_offset=class_offset,
-            feature_offset=feature_offset,
-            init_std=offset_init_std,
-        )
+        self.offset_learning = OffsetLearning(dim, init_std=offset_init_std, **offsets)
 
     def forward(self, mask_embeddings: Tensor, mask_features: Tensor) -> Tensor:
         """(B, Q, C) and (B, C, H, W) -> mask logits (B, Q, H, W), in float32 under autocast."""
@@ -148,72 +138,40 @@ def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
 
 
 def build_classifier(
-    name: str,
-    dim: int,
-    num_classes: int,
-    *,
-    class_offset: bool = True,
-    feature_offset: bool = True,
-    class_norm: bool = True,
-    offset_init_std: float = INIT_STD,
-    dropout: float = 0.1,
+    name: str, dim: int, num_classes: int, *, dropout: float = 0.1, **offsets: Any
 ) -> nn.Module:
-    """The classifier that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
+    """Build the classifier that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
 
     Args:
         name: "offset" or "plain".
         dim: C, channels of the features.
         num_classes: K.
-        class_offset: see :class:`OffsetClassifier`.
-        feature_offset: see :class:`OffsetClassifier`.
-        class_norm: see :class:`OffsetClassifier`.
-        offset_init_std: see :class:`OffsetClassifier`.
         dropout: see :class:`PlainClassifier`.
+        offsets: keywords of :class:`OffsetClassifier`, without effect on the plain one.
 
     Raises:
-        ValueError: if ``name`` is neither, or ``offset_init_std`` is negative or not finite.
+        ValueError: if ``name`` is neither, or a keyword has an impossible value.
     """
     choices: dict[str, Callable[[], nn.Module]] = {
-        "offset": lambda: OffsetClassifier(
-            dim,
-            num_classes,
-            class_offset=class_offset,
-            feature_offset=feature_offset,
-            class_norm=class_norm,
-            offset_init_std=offset_init_std,
-        ),
+        "offset": lambda: OffsetClassifier(dim, num_classes, **offsets),
         "plain": lambda: PlainClassifier(dim, num_classes, dropout=dropout),
     }
     return _choose(name, choices)
 
 
-def build_mask_predictor(
-    name: str,
-    dim: int,
-    *,
-    class_offset: bool = True,
-    feature_offset: bool = True,
-    offset_init_std: float = INIT_STD,
-) -> nn.Module:
-    """The mask predictor that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
+def build_mask_predictor(name: str, dim: int, **offsets: Any) -> nn.Module:
+    """Build the mask predictor that `MODEL.SEM_SEG_HEAD.CLASSIFIER` names.
 
     Args:
         name: "offset" or "plain".
         dim: C, channels of mask embeddings and mask features.
-        class_offset: see :class:`OffsetMaskPredictor`.
-        feature_offset: see :class:`OffsetMaskPredictor`.
-        offset_init_std: see :class:`OffsetMaskPredictor`.
+        offsets: keywords of :class:`OffsetMaskPredictor`, without effect on the plain one.
 
     Raises:
-        ValueError: if ``name`` is neither, or ``offset_init_std`` is negative or not finite.
+        ValueError: if ``name`` is neither, or a keyword has an impossible value.
     """
     choices: dict[str, Callable[[], nn.Module]] = {
-        "offset": lambda: OffsetMaskPredictor(
-            dim,
-            class_offset=class_offset,
-            feature_offset=feature_offset,
-            offset_init_std=offset_init_std,
-        ),
+        "offset": lambda: OffsetMaskPredictor(dim, **offsets),
         "plain": PlainMaskPredictor,
     }
     return _choose(name, choices)

@@ -89,7 +89,16 @@ def remove_temporary_files(directory: str) -> list[str]:
 def write_picture(path: str, picture: np.ndarray) -> None:
     """Write a (H, W, 3) uint8 RGB picture as the suffix of ``path`` says."""
     suffix = os.path.splitext(path)[1].lower()
-    encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))[1]
+    height, width = picture.shape[:2]
+    try:
+        is_done, encoded = cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]))
+    except cv2.error:
+        is_done = False
+    if not is_done:
+        raise ValueError(
+            f"`{path}` must be of a kind and size that OpenCV can write, such as .png, but the "
+            f"picture has {width} x {height} pixels."
+        )
     write_atomically(path, encoded.tobytes())
 
 

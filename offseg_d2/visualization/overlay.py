@@ -7,6 +7,9 @@ class (such as the ignored 255) stay uncoloured, or black in a palette map.
 Shapes: K classes, H x W pixels.
 """
 
+import functools
+import itertools
+import logging
 import os
 from collections.abc import Sequence
 
@@ -15,6 +18,7 @@ import matplotlib
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import VisImage, Visualizer
+from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -25,6 +29,8 @@ from offseg_d2.visualization.classes import (
     is_class,
     to_labels,
 )
+
+logger = logging.getLogger(__name__)
 
 # On a smaller picture names would hide what they name; a legend serves better.
 MIN_SIDE_FOR_NAMES = 320
@@ -68,7 +74,9 @@ class SemSegVisualizer(Visualizer):
         mixed += (0.6 * min(1.0, 2 * alpha)) * _borders(labels)[..., None] * (255.0 - mixed)
         self.output.reset_image(mixed + 0.5)
         if names:
-            self._draw_names(labels, class_names(self.metadata, len(colors)), area_threshold or 0)
+            known = class_names(self.metadata, len(colors))
+            with matplotlib.rc_context({"font.sans-serif": _families(known)}):
+                self._draw_names(labels, known, area_threshold or 0)
         return self.output
 
     def _draw_names(self, labels: np.ndarray, names: Sequence[str], area_threshold: int) -> None:
@@ -184,7 +192,7 @@ def side_by_side(
     pen, left = ImageDraw.Draw(head), 0
     for picture, caption in zip(pictures, captions, strict=True):
         center = (left + picture.shape[1] / 2, font_size)
-        pen.text(center, caption, fill=_INK, font=_font(font_size), anchor="mm")
+        pen.text(center, caption, fill=_INK, font=_font(font_size, caption), anchor="mm")
         left += picture.shape[1] + gap
     return np.concatenate([np.asarray(head), row])
 
@@ -207,9 +215,11 @@ def legend(
     names = class_names(metadata, len(colors))
     class_ids = range(len(names)) if labels is None else np.unique(labels)
     font_size = _font_size(width)
-    font, line, spots = _font(font_size), 2 * font_size, []
+    shown = [int(i) for i in class_ids if 0 <= i < len(names)]
+    font = _font(font_size, "".join(names[i] for i in shown))
+    line, spots = 2 * font_size, []
     left, top = font_size // 2, 0
-    for class_id in (int(i) for i in class_ids if 0 <= i < len(names)):
+    for class_id in shown:
         extent = round(font.getlength(names[class_id])) + 3 * font_size
         if left + extent > width and left > font_size // 2:
             left, top = font_size // 2, top + line
@@ -225,11 +235,43 @@ def legend(
     return np.asarray(strip)
 
 
+def _families(names: Sequence[str]) -> list[str]:
+    """Names of the fonts that matplotlib is to try for these class names."""
+    path = _font_file(frozenset("".join(names)))
+    font_manager.fontManager.addfont(path)
+    return [font_manager.get_font(path).family_name, "DejaVu Sans"]
+
+
 def _font_size(width: int) -> int:
     return int(np.clip(width / 64, 10, 32))
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Matplotlib brings it along, and Detectron2's names are written with it.
-    path = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    return ImageFont.truetype(path, size)
+def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file(frozenset(text)), size)
+
+
+@functools.cache
+def _font_file(characters: frozenset[str]) -> str:
+    """File of a font with these characters: matplotlib's own, else one of the system.
+
+    A warning names the characters that no font has; they are drawn as boxes.
+    """
+    own = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    for path in itertools.chain([own], sorted(font_manager.findSystemFonts())):
+        if not _lacking(path, characters):
+            return path
+    logger.warning(
+        "No font on this system has the characters %s of class names: they are drawn as boxes. "
+        "Install one that has, such as Debian's package fonts-noto-cjk.",
+        "".join(sorted(_lacking(own, characters)))[:50],
+    )
+    return own
+
+
+def _lacking(path: str, characters: frozenset[str]) -> set[str]:
+    """Characters that a font file has no glyph for; all if it cannot be read."""
+    try:
+        glyphs = font_manager.get_font(path).get_charmap()
+    except (OSError, RuntimeError):  # a bitmap font, for one
+        return set(characters) or {"a"}
+    return {character for character in characters if ord(character) not in glyphs}

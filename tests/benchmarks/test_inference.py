@@ -106,6 +106,7 @@ def test_rows_are_ratios_to_the_authors_order(
     monkeypatch.setattr(inference, "export_own", lambda *args: None)
     monkeypatch.setattr(inference, "build_own", lambda name: nn.Identity())
     monkeypatch.setattr(inference, "has_deployed_form", lambda model: has_form)
+    monkeypatch.setattr(inference, "version", lambda package: "1.0")
     group = inference.measure_forms(argparse.Namespace(batch=1, size=SIZE), "offseg_t")
     rows = {row["form"]: row for row in group["rows"]}
     assert (forms.DEPLOYED in rows) == ("deployed_to_best_runtime" in group) == has_form

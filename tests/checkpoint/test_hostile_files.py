@@ -62,6 +62,7 @@ HOSTILE = {
     "an entry of 300 MB in kilobytes.pth": expanding_zip,
     "twenty million marks.pth": lambda: with_pickle(b"\x80\x02" + b"(" * 20_000_000 + b"."),
     "marks in the old format.pth": lambda: MARKS,
+    "marks in the fourth pickle.pth": lambda: 3 * pickle.dumps(1, 2) + MARKS,
     "marks.pkl": lambda: MARKS,
     "lists doubled forty times.pth": lambda: with_pickle(doubled(40)),
     "lists doubled forty times.pkl": lambda: doubled(40),

@@ -81,3 +81,8 @@ def test_bases_merge_in_order_and_stay_apart(tmp_path):
     (tmp_path / "top.yaml").write_text("_BASE_: [one.yaml]\nSOLVER: 5\n")
     with pytest.raises(ConfigError, match=r"top\.yaml"):
         load_config(str(tmp_path / "top.yaml"))
+
+
+def test_address_as_configuration_is_refused():
+    with pytest.raises(ConfigError, match=r"must be a local file, but is 'https://x/a\.yaml'"):
+        load_config("https://x/a.yaml")

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 
 import offseg_d2
 from offseg_d2.data import DataFileError, build_test_loader, build_train_loader
+from offseg_d2.data.build import ClassOccurrence
 from offseg_d2.utils.cli import USER_ERRORS
 from tests.data.common import camvid_cfg, write_camvid
 
@@ -247,3 +248,33 @@ def test_process_with_live_workers_ends_at_once(ending):
     with subprocess.Popen([sys.executable, "-c", code], cwd=root, stderr=subprocess.PIPE) as child:
         child.communicate(timeout=60)  # its workers hold the pipe, too
     assert child.returncode == {"1 / 0": 1, "os.kill(os.getpid(), 15)": -15}[ending]
+
+
+def test_absent_classes_and_labels_that_are_all_ignored_are_reported_once(caplog):
+    seen = ClassOccurrence(["road", "sky", "tree"], 2)
+    seen.add(np.array([[0, 255], [0, 0]], np.uint8))
+    assert not caplog.messages
+    seen.add(np.array([[2]], np.uint8))
+    seen.add(np.array([[1]], np.uint8))
+    assert caplog.messages == ["Classes that have not occurred in training: sky."]
+    nothing = ClassOccurrence(["road", "sky"], 1)
+    nothing.add(np.full((2, 2), 255, np.uint8))
+    assert "nothing is learned" in caplog.messages[-1] and len(caplog.messages) == 2
+
+
+def test_training_counts_what_it_sees(camvid, caplog):
+    loader = build_train_loader(camvid_cfg())
+    loader.watch.names = [*loader.watch.names, "never drawn"]
+    loader.watch.number = 3
+    with caplog.at_level(logging.WARNING, logger="offseg_d2.data.build"):
+        next(iter(loader))
+    assert loader.watch.number == 0 and "never drawn" in caplog.text
+
+
+def test_class_without_an_id_is_refused_in_training(register):
+    label_map = {raw: class_id for raw, class_id in enumerate([0, 1, 2, 255])}
+    register("three_of_four", stuff_classes=["a", "b", "c", "d"], label_map=label_map)
+    cfg = camvid_cfg()
+    cfg.DATASETS.TRAIN, cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = ("three_of_four",), 4
+    with pytest.raises(ValueError, match=r"every class an id .* gives none to 'd'\.$"):
+        build_train_loader(cfg)

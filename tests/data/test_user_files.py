@@ -156,6 +156,47 @@ def test_indexed_mask_of_another_order_is_read_by_its_colours(tmp_path):
     assert np.array_equal(read_label_map(path, other), IDS)
 
 
+def write_indexed(path, ids, colors):
+    image = Image.fromarray(np.array(ids, np.uint8), mode="P")
+    image.putpalette(np.array(colors, np.uint8).tobytes())
+    image.save(path)
+    return str(path)
+
+
+def test_ignored_ids_do_not_change_what_an_indexed_mask_means(tmp_path):
+    red_green, swapped = [[255, 0, 0], [0, 255, 0]], [[0, 255, 0], [255, 0, 0], [9, 9, 9]]
+    lut = build_lut({0: 0, 1: 1, 2: 255}, red_green)
+    for ids, expected in (([[0, 1]], [[1, 0]]), ([[0, 2], [1, 2]], [[1, 255], [0, 255]])):
+        path = write_indexed(tmp_path / "a.png", ids, swapped)
+        assert read_label_map(path, lut).tolist() == expected
+    path = write_indexed(tmp_path / "a.png", [[0, 1]], [[0, 255, 0], [7, 7, 7]])
+    with pytest.raises(DataFileError, match=r"a\.png' must have the classes' colours.*id 1 has"):
+        read_label_map(path, lut)
+
+
+@pytest.mark.parametrize(
+    ("palette", "colors", "expected"),
+    [
+        ([[0, 0, 0], [255, 255, 255]], [[0, 0, 0], [255, 255, 255]], [0, 1]),
+        ([[128, 64, 128], [0, 0, 0]], [[0, 0, 0], [0, 0, 0]], [1, 1]),
+        ([[128, 64, 128], [70, 70, 70]], [[70, 70, 70], [128, 64, 128]], [1, 0]),
+        ([[128, 64, 128], [70, 70, 70]], [[1, 1, 1], [0, 0, 0]], [1, 0]),  # ids
+    ],
+)
+def test_grey_colours_of_the_palette_are_colours(tmp_path, palette, colors, expected):
+    Image.fromarray(np.array([colors], np.uint8)).save(tmp_path / "a.png")
+    lut = build_lut({0: 0, 1: 1}, palette)
+    assert read_label_map(str(tmp_path / "a.png"), lut).tolist() == [expected]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path):
+    root = make_folder(tmp_path / "own")
+    Image.new("RGB", (9, 8)).save(root / "images/train/a.PNG")
+    register_folder("twice", str(root))
+    with pytest.raises(ValueError, match=r"one file of each name, but holds 'a\.\w+' and"):
+        DatasetCatalog.get("twice_train")
+
+
 @pytest.mark.parametrize(
     ("content", "value", "expected"),
     [

@@ -95,9 +95,11 @@ def test_second_training_in_a_folder_is_refused_until_the_first_has_ended(tmp_pa
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as first:
         assert first.stdout.readline() == "held\n"
         trainer = make_trainer(tmp_path, "SOLVER.MAX_ITER", 3)
-        trainer.resume_or_load(resume=False)
+        half_written = tmp_path / ".tmp-offseg_d2-1-model_0000003.pth.tmp"
+        half_written.write_bytes(b"of the first training")
         with pytest.raises(ConfigError, match=rf"process {first.pid} on .* trains in '.*'"):
-            trainer.train()
+            trainer.resume_or_load(resume=False)
+        assert half_written.exists()
         first.kill()  # a dead process keeps no lock
         first.wait()
     RunLock(str(tmp_path)).release()

@@ -11,7 +11,7 @@ from PIL import Image
 from offseg_d2.data import DataFileError
 from offseg_d2.inference import video
 from offseg_d2.inference.demo import draw_files, draw_frame, draw_video
-from offseg_d2.inference.video import VideoReader, VideoWriter
+from offseg_d2.inference.video import BrokenOffError, VideoReader, VideoWriter
 from offseg_d2.visualization.drawing import DrawOptions, choose_classes, palette_png
 
 METADATA = Metadata(stuff_classes=["dark", "bright"], stuff_colors=[(10, 20, 30), (200, 100, 50)])
@@ -203,3 +203,34 @@ def test_camera_is_filmed_until_the_asked_number_of_frames(tmp_path, monkeypatch
         patch.setattr(video.cv2, "VideoCapture", lambda number: capture(source))
         assert draw_video(Brightness(), 0, str(target), DrawOptions(), frames=4) == 4
     assert len(read_film(target)) == 4
+
+
+@pytest.mark.parametrize(("size", "keep"), [(1, 0.5), (4, 0.5), (4, 0.2)])
+def test_broken_off_video_is_drawn_as_far_as_it_goes_and_reported(tmp_path, size, keep):
+    noise = np.random.default_rng(0)
+    code = cv2.VideoWriter_fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(tmp_path / "whole.avi"), code, 25, (64, 48))
+    for _ in range(60):
+        writer.write(noise.integers(0, 255, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    content = (tmp_path / "whole.avi").read_bytes()
+    (tmp_path / "cut.avi").write_bytes(content[: int(keep * len(content))])
+    inputs = [str(tmp_path / name) for name in ("whole.avi", "cut.avi")]
+    written, faults = draw_files(
+        Brightness(), inputs, str(tmp_path / "out"), DrawOptions(), batch_size=size
+    )
+    assert [Path(path).name for path in written] == ["whole.mp4", "cut.mp4"]
+    (fault,) = faults
+    number = len(read_film(tmp_path / "out/cut.mp4"))
+    assert 0 < number < 60 and f"{number} of 60 frames of video file" in fault.reason
+
+
+@pytest.mark.parametrize(("stated", "is_whole"), [(60, True), (62, True), (70, False)])
+def test_estimated_number_of_frames_is_no_error(tmp_path, monkeypatch, stated, is_whole):
+    reader = VideoReader(write_film(tmp_path / "bar.mp4", frames(60, width=640)))
+    reader.length = stated
+    if is_whole:
+        assert len(list(reader)) == 60
+    else:
+        with pytest.raises(BrokenOffError, match="60 of 70 frames"):
+            list(reader)

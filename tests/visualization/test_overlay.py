@@ -5,6 +5,7 @@ import pytest
 import torch
 from detectron2.data import Metadata
 
+from offseg_d2.visualization import overlay as overlay_module
 from offseg_d2.visualization.classes import class_colors, class_names, color_map, to_labels
 from offseg_d2.visualization.overlay import SemSegVisualizer, enlarge, legend, overlay, side_by_side
 
@@ -204,3 +205,27 @@ def test_pictures_side_by_side_keep_their_pixels():
 def test_pictures_of_different_heights_do_not_go_side_by_side():
     with pytest.raises(ValueError, match=r"one height, but have \[5, 6\]"):
         side_by_side([noise_image(5, 5), noise_image(6, 5)])
+
+
+def test_font_is_one_that_has_the_characters_else_a_warning_names_them(monkeypatch, caplog):
+    metadata = Metadata(stuff_classes=["道路", "天空"], stuff_colors=[(9, 9, 9), (200, 9, 9)])
+    monkeypatch.setattr(overlay_module.font_manager, "findSystemFonts", lambda: ["/absent.ttf"])
+    overlay_module._font_file.cache_clear()
+    legend(metadata, 200)
+    legend(metadata, 200)
+    assert caplog.text.count("No font on this system") == 1 and "道" in caplog.text
+    own = overlay_module._font_file(frozenset("abc"))
+    charmaps = {own: {}, "/with.ttf": {ord(character): 1 for character in "道路天空"}}
+
+    class Font:
+        def __init__(self, path):
+            self.path = path
+
+        def get_charmap(self):
+            return charmaps[self.path]
+
+    monkeypatch.setattr(overlay_module.font_manager, "findSystemFonts", lambda: ["/with.ttf"])
+    monkeypatch.setattr(overlay_module.font_manager, "get_font", Font)
+    overlay_module._font_file.cache_clear()
+    assert overlay_module._font_file(frozenset("道路")) == "/with.ttf"
+    overlay_module._font_file.cache_clear()

@@ -267,7 +267,13 @@ def _files_by_suffix(folder: str, suffixes: Sequence[str]) -> dict[str, dict[str
     for file in _walk(folder, endings):
         for suffix in longest_first:
             if file.lower().endswith(suffix.lower()):
-                found[suffix][file[: -len(suffix)]] = file
+                name = file[: -len(suffix)]
+                if name in found[suffix]:  # such as a.jpg and a.JPG
+                    raise ValueError(
+                        f"Folder '{folder}' must hold one file of each name, but holds "
+                        f"'{found[suffix][name]}' and '{file}'."
+                    )
+                found[suffix][name] = file
                 break
     return found
 

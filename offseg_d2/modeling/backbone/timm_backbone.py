@@ -82,14 +82,7 @@ class TimmBackbone(Backbone):
         return SIZE_DIVISIBILITY
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the feature pyramid.
-
-        Args:
-            image: (B, 3, H, W), normalised; H and W multiples of 32.
-
-        Returns:
-            "res2".."res5" at strides 4, 8, 16, 32.
-        """
+        """(B, 3, H, W), normalised, of multiples of 32 -> "res2".."res5" at strides 4 to 32."""
         features = self.network(image)
         outputs = {level: features[self.positions[stride]] for stride, level in LEVELS.items()}
         if self.channels_last:

@@ -41,14 +41,7 @@ class TorchvisionMobileNetV2(Backbone):
         return 32
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Compute the feature pyramid.
-
-        Args:
-            image: (B, 3, H, W), normalised; H and W multiples of 32.
-
-        Returns:
-            "res2".."res5" at strides 4, 8, 16, 32.
-        """
+        """(B, 3, H, W), normalised, of multiples of 32 -> "res2".."res5" at strides 4 to 32."""
         names = {index: name for name, (index, _, _) in MOBILENET_V2_LEVELS.items()}
         outputs = {}
         features = image

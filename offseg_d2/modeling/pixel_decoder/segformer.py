@@ -42,9 +42,9 @@ class SegFormerPixelDecoder(nn.Module):
         self,
         input_shape: dict[str, ShapeSpec],
         *,
-        out_channels: int = 256,
         pool: bool = False,
         linear_levels: bool = False,
+        out_channels: int = 256,
     ) -> None:
         super().__init__()
         self.in_features = list(input_shape)
