@@ -1,7 +1,7 @@
 """State dicts and files in the layouts of other projects, made without our key maps.
 
 ``golden/manifest_names.json.gz`` holds [name, shape, trainable] of every entry of the authors'
-state dicts, ``golden/foreign_names.json.gz`` [name, shape] of timm's EfficientFormerV2 and of the
+state dicts, ``golden/external_names.json.gz`` [name, shape] of timm's EfficientFormerV2 and of the
 files that transformers writes. Values are pseudo-random and depend on the name alone.
 """
 
@@ -25,7 +25,7 @@ from tests.golden import parity_rules
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 AUTHORS = json.loads(gzip.decompress((GOLDEN / "manifest_names.json.gz").read_bytes()))
-OTHERS = json.loads(gzip.decompress((GOLDEN / "foreign_names.json.gz").read_bytes()))
+OTHERS = json.loads(gzip.decompress((GOLDEN / "external_names.json.gz").read_bytes()))
 NUM_CLASSES = {"ade20k": 150, "cityscapes": 19, "cocostuff": 171, "pascal59": 59}
 _NAME = re.compile(r"(.+?)(_baseline)?_(ade20k|cityscapes|cocostuff|pascal59)")
 
@@ -173,7 +173,7 @@ def mit_nvidia() -> dict[str, Tensor]:
 
 
 def other_state(name: str) -> dict[str, Tensor]:
-    """A state dict of ``foreign_names.json.gz``."""
+    """A state dict of ``external_names.json.gz``."""
     return {key: _value(key, shape) for key, shape in OTHERS[name]}
 
 

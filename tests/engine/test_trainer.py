@@ -170,7 +170,7 @@ def test_complete_run_can_be_lengthened(tmp_path):
     assert data["iteration"] == 11
 
 
-def test_resuming_without_a_checkpoint_begins_anew(tmp_path):
+def test_resuming_without_a_checkpoint_starts_from_the_beginning(tmp_path):
     trainer = make_trainer(tmp_path)
     trainer.resume_or_load(resume=True)
     assert trainer.start_iter == 0

@@ -230,7 +230,7 @@ def test_checkpoint_alone_is_enough(images, tmp_path, monkeypatch):
     assert cv2.imread(str(tmp_path / "out" / "one.png")).shape[0] > 64
 
 
-def test_a_foreign_number_of_classes_is_an_error(weights):
+def test_another_number_of_classes_is_an_error(weights):
     opts = ["MODEL.WEIGHTS", str(weights), "MODEL.SEM_SEG_HEAD.NUM_CLASSES", 11]
     with pytest.raises(ConfigError, match=r"must be 8 for dataset 'shapes_val', but is 11"):
         Predictor(load_config(str(CONFIG), opts))
@@ -261,7 +261,7 @@ def make_demo(tmp_path, monkeypatch):
         MetadataCatalog.remove(f"few_shapes_{split}")
 
 
-def test_make_demo_trains_anew_evaluates_and_draws(make_demo, tmp_path, capsys):
+def test_make_demo_trains_again_evaluates_and_draws(make_demo, tmp_path, capsys):
     run = tmp_path / "run"
     (run / "pictures").mkdir(parents=True)
     for stale in ("model_0000009.pth", "metrics.json", "pictures/old.png", "my notes.md"):

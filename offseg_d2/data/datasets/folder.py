@@ -136,7 +136,7 @@ class SemSegFolder:
         return FoundSplit(image_dir, label_dir, list_path, by_suffix[kind.suffix], kind)
 
     def _publish(self, found: FoundSplit) -> None:
-        _set_anew(
+        _replace_metadata(
             self.name,
             image_root=found.image_dir,
             sem_seg_root=found.label_dir,
@@ -208,7 +208,7 @@ def register_sem_seg(name: str, load: Callable[[], list[dict[str, Any]]], **meta
             )
         DatasetCatalog.remove(name)
     DatasetCatalog.register(name, load)
-    _set_anew(name, evaluator_type="sem_seg", ignore_label=255, **metadata)
+    _replace_metadata(name, evaluator_type="sem_seg", ignore_label=255, **metadata)
 
 
 def register_split(
@@ -308,7 +308,7 @@ def _walk(folder: str, suffixes: tuple[str, ...], below: str = "") -> list[str]:
     return files
 
 
-def _set_anew(name: str, **values: Any) -> None:
+def _replace_metadata(name: str, **values: Any) -> None:
     """Set metadata that may have another value by now, which ``Metadata.set`` would refuse."""
     metadata = MetadataCatalog.get(name)
     for key, value in values.items():

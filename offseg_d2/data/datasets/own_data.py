@@ -136,12 +136,12 @@ def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
         )
         head.NUM_CLASSES = number
     if not eval_only:
-        _replace_foreign_test_sets(cfg, folders[0])
+        _replace_other_test_sets(cfg, folders[0])
     if was_frozen:
         cfg.freeze()
 
 
-def _replace_foreign_test_sets(cfg: CfgNode, train_name: str) -> None:
+def _replace_other_test_sets(cfg: CfgNode, train_name: str) -> None:
     """Leave out test sets of other classes than ``train_name``; take its split val instead."""
     classes = MetadataCatalog.get(train_name).stuff_classes
     before = tuple(cfg.DATASETS.TEST)
