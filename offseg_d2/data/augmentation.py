@@ -40,6 +40,7 @@ def keep_ratio_size(height: int, width: int, target: tuple[float, float]) -> tup
     Returns:
         New height and width, rounded half up, at least 1.
     """
+    # Above 1 for small images: they are enlarged.
     factor = min(max(target) / max(height, width), min(target) / min(height, width))
     return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
