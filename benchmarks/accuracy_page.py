@@ -16,21 +16,21 @@ HEAD = """\
 
 <!-- Written by benchmarks/make_page.py from benchmarks/results/accuracy; changes get lost. -->
 
-Small experiments on a CPU: one recipe, trained with the plain classifier and with offsets, several
-seeds each. The recipe was tuned on the plain classifier alone, on validation data. These are short
-trainings with few classes, not the paper's: no score of the paper is reproduced here.
+Small experiments on a CPU: one recipe, trained with the plain classifier and with offsets, with
+several seeds each. The recipe was tuned with the plain classifier only, on validation data. These
+are short trainings with few classes. They do not reproduce scores of the paper.
 
 Each table has the mean mIoU over seeds with its sample standard deviation, the difference to the
-plain classifier's runs of the same seeds, and the 95 % interval of its mean (Student's t). An arm
-is called better or worse if an interval says so that holds for all comparisons of its suite
-together (Bonferroni); otherwise it is undecided. An asterisk marks a seed whose two runs were made
-by different versions of the code.
+plain classifier's runs with the same seeds, and the 95 % interval of its mean (Student's t). An arm
+is called better or worse only if this holds for all comparisons of its suite together (Bonferroni
+intervals); otherwise it is undecided. An asterisk marks a seed whose two runs were made with
+different versions of the code.
 
 - *lr×0.1*: the two projections of offset learning learn at a tenth of the head's rate
   (`SOLVER.OFFSET_LR_FACTOR 0.1`). The factor was chosen on validation data for the offsets.
 - *norm*: the offset classifier of the authors' models has a layer norm over the K scores of a
-  pixel, which the paper's text does not mention. No score can exceed √(K − 1) times the norm's
-  learned gain, plus its bias. *No norm* is `MODEL.SEM_SEG_HEAD.CLASS_NORM False`; *no offsets, no
+  pixel, which the paper's text does not mention. It limits a score to √(K − 1) times the norm's
+  learned gain, plus its bias. *No norm* is `MODEL.SEM_SEG_HEAD.CLASS_NORM False`. *No offsets, no
   norm* is a linear classifier without bias and dropout.
 - *from zero*: the projections are zero at first (`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`).
 
@@ -69,7 +69,7 @@ def _suite(name: str, suite: Suite, rows: Sequence[Row]) -> Iterator[str]:
     yield f"Final mIoU on `{suite.test_set or suite.curve_set}`."
     yield table(ARM_HEADER, arm_lines(rows, suite))
     if changes := list(change_lines(rows, suite)):
-        yield "What single changes do, each interval for its line alone:"
+        yield "Effects of single changes, each interval for its line only:"
         yield table(CHANGE_HEADER, changes)
     curves = "Loss and scores while training: mean and range over seeds"
     for condition in suite.conditions:

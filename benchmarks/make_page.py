@@ -26,10 +26,10 @@ HEAD = """\
 
 <!-- Written by benchmarks/make_page.py from benchmarks/results/*.json; changes here get lost. -->
 
-Speed and memory; what offsets change in accuracy has a page of its own, [ACCURACY](ACCURACY.md).
-Every table names the command that records it and the machine on which that was done. Ratios are
-those of calls in turn, in one process unless documented otherwise. `python benchmarks/make_page.py`
-writes both pages again.
+This page is on speed and memory; [ACCURACY](ACCURACY.md) is on the accuracy with offsets. Each
+section ends with the command that measured it and the machine. Ratios compare calls in turn,
+in one process unless a section says otherwise. `python benchmarks/make_page.py` writes both pages
+again.
 """
 
 

@@ -19,12 +19,12 @@ DATA_CASES = {
 def training_step(result: dict[str, Any]) -> Iterator[str]:
     """Two rows for each model."""
     yield (
-        "Forward and backward pass of one batch with 150 classes, in the authors' order of "
-        "operations (the baseline) and as the models are trained, in turn; *checkpointed*: with "
-        "`MODEL.BACKBONE.ACTIVATION_CHECKPOINTING`, the backbone's blocks computed again in the "
-        "backward pass. Memory is the peak of a process for each form; beyond libraries: without "
-        "what it takes before the first step. Gradients: relative difference to the baseline's, "
-        "median over all parameters."
+        "Forward and backward pass of one batch with 150 classes. The authors' order of operations "
+        "(the baseline) and the models as they are trained take turns. *Checkpointed* is with "
+        "`MODEL.BACKBONE.ACTIVATION_CHECKPOINTING`, which computes the backbone's blocks again in "
+        "the backward pass. Memory is the peak of a process for each form; *beyond libraries* "
+        "leaves out what the process takes before the first step. Gradients: relative difference "
+        "to the baseline's, median over all parameters."
     )
     notes = {"ours": "", "frugal": ", checkpointed"}
     rows = [
@@ -54,10 +54,10 @@ def training_step(result: dict[str, Any]) -> Iterator[str]:
 def data(result: dict[str, Any]) -> Iterator[str]:
     """One row for each kind of image."""
     yield (
-        "Images a second on one core: reading, decoding, resizing, cropping, flipping, photometric "
-        "distortion, train ids. The usual mapper does the same with Detectron2's transforms "
-        "(`benchmarks/usual_mapper.py`). In a loader: times as fast in a `DataLoader` with two "
-        "workers."
+        "Images per second on one core: reading, decoding, resizing, cropping, flipping, "
+        "photometric distortion and train ids. The usual mapper does the same with Detectron2's "
+        "transforms (`benchmarks/usual_mapper.py`). *In a loader*: times as fast in a `DataLoader` "
+        "with two workers."
     )
     columns = {
         "images": lambda row: DATA_CASES[row["case"]],
@@ -74,8 +74,9 @@ def data(result: dict[str, Any]) -> Iterator[str]:
 def label_map(result: dict[str, Any]) -> Iterator[str]:
     """One row for each kind of scores and layout."""
     yield (
-        "Logits of 150 classes at stride 4 of a 512×683 image become its label map: everything "
-        "resized, then argmax; against `interpolated_argmax`, block by block."
+        "From the logits of 150 classes at stride 4 of a 512×683 image to its label map. Resizing "
+        "everything and then taking the argmax is compared with `interpolated_argmax`, which works "
+        "block by block."
     )
     columns = {
         "scores, classes": lambda row: f"{row['scores']}, {row['classes']}",
@@ -93,7 +94,7 @@ def label_map(result: dict[str, Any]) -> Iterator[str]:
 def memory(result: dict[str, Any]) -> Iterator[str]:
     """One row for each way of running the model."""
     yield (
-        "Peak resident memory of a process that predicts a 3000×4000 image with 150 classes: the "
+        "Peak memory of a process that predicts a 3000×4000 image with 150 classes: for the "
         "network's activations alone, with `predict_label_maps`, and with all scores resized."
     )
 

@@ -1,4 +1,4 @@
-"""Section of ``quantisation.py``: what eight bits cost and gain."""
+"""Section of ``quantisation.py``: costs and gains of eight bits."""
 
 from collections.abc import Iterator
 from typing import Any

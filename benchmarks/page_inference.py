@@ -15,27 +15,27 @@ def inference(result: dict[str, Any]) -> Iterator[str]:
     forms = [group for group in result["groups"] if group["model"] != "peers"]
     peers = [group for group in result["groups"] if group["model"] == "peers"]
     yield (
-        "From uint8 images in memory to label maps of their size, float32, normalisation included. "
-        "All forms of a model have the same random weights, each runs in a process of its own, and "
-        "they take turns: the authors' order of operations (`benchmarks/authors_order`, the "
-        "baseline), the model as it is built, `offseg_d2.deploy.optimize(model)` where it "
-        "exists, and the model's ONNX file (`tools/export_model.py`, fixed size) run "
-        "by OpenVINO and by onnxruntime. Spread: 10th to 90th percentile. Label maps agree: with "
-        "the baseline's."
+        "From uint8 images in memory to label maps of their size, in float32, with normalisation. "
+        "All forms of a model have the same random weights. Each runs in a process of its own, and "
+        "they take turns. The forms are the authors' order of operations "
+        "(`benchmarks/authors_order`, the baseline), the model as it is built, "
+        "`offseg_d2.deploy.optimize(model)` where it exists, and the model's ONNX file "
+        "(`tools/export_model.py`, fixed size), run by OpenVINO and by onnxruntime. Spread: 10th "
+        "to 90th percentile. *Label maps agree* compares with the baseline."
     )
     for title, rows in _by_setting(forms).items():
         yield f"### {title}"
         yield table(FORMS_HEADER, [line for group in rows for line in _form_rows(group)])
     yield (
-        "A model has a deployed form where that is at least 1.2 times as fast as the faster "
-        "runtime on the ONNX file. Forms of other models were measured before they were removed."
+        "A model has a deployed form if that is at least 1.2 times as fast as the faster runtime "
+        "on the ONNX file. The other deployed forms below were measured and then removed."
     )
     yield table(["model", "deployed, times as fast as the faster runtime"], _gains(forms))
     for group in peers:
         yield f"### Beside other libraries, {_setting(group)}"
         yield (
-            "To label maps, each as its library computes them; a backbone alone gives features. "
-            "Random weights, nothing is downloaded. Times as fast: as OffSeg-T, deployed."
+            "Each model gives label maps as its library computes them; a backbone alone gives "
+            "features. Weights are random. *Times as fast* compares with OffSeg-T, deployed."
         )
         header = ["model", "library", "ms", "spread", "times as fast"]
         yield table(header, [[row["model"], row["library"], *_cells(row)] for row in group["rows"]])

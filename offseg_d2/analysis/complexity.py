@@ -9,9 +9,7 @@ What counts: the table in ``mac_rules.py``. Two sums matter:
 
 * :attr:`Macs.as_in_paper`, *convolutions only*, with one per output value for each bias that is
   added. All six numbers that the paper (arXiv:2508.08811, table 2) prints for OffSeg come out to
-  the digit, T, B, L at 512 x 512 with 150 classes and at 2048 x 1024 with 19. Without the biases
-  three of them do not, and no other choice among batch, group and layer norms, ReLU, GELU and
-  resizes fits all six; the norm over the class scores is too small to be seen. Offset learning
+  the digit, T, B, L at 512 x 512 with 150 classes and at 2048 x 1024 with 19. Offset learning
   itself is a matrix product and is missing from them.
 * :attr:`Macs.all`, all kinds of operations.
 """
@@ -104,6 +102,9 @@ class Macs:
     def as_in_paper(self) -> int:
         """Convolutions, and one per output value where a bias is added."""
         kinds = self.by_kind()
+        # Without the biases three of the paper's six numbers differ, and no other choice among
+        # batch, group and layer norms, ReLU, GELU and resizes fits all six; the norm over the class
+        # scores is too small to be seen.
         return kinds[CONVOLUTION] + kinds[CONVOLUTION_BIAS]
 
     @property

@@ -34,8 +34,8 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.RESIZE.SCALE = [2048, 512]
     # Uniform range of the factor on SCALE in training.
     cfg.INPUT.RESIZE.RATIO_RANGE = [0.5, 2.0]
-    # (long side, short side) in pixels at test time; the image is scaled, up or down, to fit, aspect
-    # kept. To test at native resolution: the images' size, or TEST.SEM_SEG.TTA with RATIOS [1.0].
+    # (long side, short side) in pixels at test time; the image is scaled, up or down, to fit,
+    # aspect kept. For native resolution: the images' size, or TEST.SEM_SEG.TTA with RATIOS [1.0].
     cfg.INPUT.RESIZE.SCALE_TEST = [2048, 512]
     # A training crop is drawn again (at most 10 times) while one class takes this share or more.
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75

@@ -1,8 +1,6 @@
 """Attention biases of EfficientFormerV2 for any input size, without resizing them at each call.
 
-A bias matrix (Nq, Nk) is resized like an image. As the resize is separable, its columns are done
-once per size; rows are then weighted sums of four, made when they are asked for. Where the matrix
-is small it is kept as a whole.
+A bias matrix (Nq, Nk) is resized like an image: small ones once per size, large ones row by row.
 
 Shapes: h heads, Nq queries, Nk keys.
 """
@@ -46,6 +44,7 @@ class ResizedBias(nn.Module):
         if heads * num_queries * num_keys * self.nominal.element_size() <= _WHOLE_BYTES:
             whole = self._sizes.get(key, self.nominal, lambda: self._resized(num_queries, num_keys))
             return whole[:, begin:end]
+        # The resize is separable: columns are done once per size; a row is a weighted sum of four.
         table, indices, weights = self._sizes.get(
             key, self.nominal, lambda: self._by_row(num_queries, num_keys)
         )

@@ -4,12 +4,6 @@ All maps have their channels innermost. The kernels' logits then come out of the
 the order in which the sums of ``reassembly.py`` read them, and the sampled map is read as one
 vector per pixel and channel group.
 
-* ``2 x - carafe(x)`` is one CARAFE whose kernels are negated and have 2 added to their centre.
-* Offsets are worked out at the fine resolution, where a displacement of ``2 d`` fine pixels is
-  what the normalised grid of the readable form says for ``d`` coarse ones.
-* The two kernel encoders are *not* merged: 25 and 9 output channels fill two and one vector
-  registers, 34 would fill three, and the parts of the result would have to be copied out.
-
 Shapes: B batch; hr (B, 2h, 2w, Ch), lr (B, h, w, Cl); Cc compressed channels; N = 4 h w.
 """
 
@@ -60,6 +54,8 @@ class FastFreqFusion(nn.Module):
         super().__init__()
         self.hr_channel_compressor = PackedLinear.of(fusion.hr_channel_compressor)
         self.lr_channel_compressor = PackedLinear.of(fusion.lr_channel_compressor)
+        # Not merged: 25 and 9 output channels fill two and one vector registers, 34 would fill
+        # three, and the parts of the result would have to be copied out.
         self.low_pass_encoder = PackedConv2d(fusion.low_pass_encoder)
         self.high_pass_encoder = PackedConv2d(fusion.high_pass_encoder)
         self.high_pass_padded = PackedConv2d(_padded_logits(fusion.high_pass_encoder))
@@ -105,6 +101,7 @@ def _sharpening(logits: Tensor, fine: tuple[int, int]) -> Tensor:
     """Logits (B, 2h, 2w, 16) -> kernels (B, N, 9) of 2 x - carafe(x)."""
     taps = HIGH_PASS_SIZE**2
     _, inside = neighbours(tuple(fine), HIGH_PASS_SIZE, 1, logits)
+    # 2 x - carafe(x) is one CARAFE: kernels are negated and have 2 added to their centre.
     kernels = (logits.flatten(1, 2).softmax(dim=-1)[..., :taps] * inside).neg_()
     kernels[..., taps // 2] += 2
     return kernels
@@ -164,6 +161,7 @@ class FastSampler(nn.Module):
         scale = _add_sub_pixels(_convolve(self.hr_scale, hr), _convolve(self.lr_scale, lr))
         size = (hr.shape[1], hr.shape[2])
         own = self._own_positions.get(size, hr, lambda: _positions(size, hr))
+        # The readable form moves by `offset` coarse pixels, which are twice as many fine ones.
         moved = torch.addcmul(own, offset, scale.sigmoid_(), value=2)
         return moved.view(len(hr), -1, 2, SAMPLER_GROUPS)
 

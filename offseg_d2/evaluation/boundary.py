@@ -17,11 +17,6 @@ Beyond the paper, which treats one mask:
   right on all labelled pixels thus has Boundary IoU 1, whatever it says on the ignored ones.
 * Over a data set intersections and unions are summed, as those of the IoU are.
 
-All classes are done at once: a pixel belongs to the rim of its own class's mask exactly if the
-(2d + 1) x (2d + 1) square around it holds another class or leaves the image, which a minimum and a
-maximum filter over the label map find. (Detectron2's evaluator subtracts the *eroded ids* from the
-ids instead: where 3 meets 5 it counts class 2.)
-
 K classes, H x W pixels.
 """
 
@@ -52,7 +47,10 @@ def boundary_pixels(class_ids: np.ndarray, distance: int) -> np.ndarray:
         (H, W) bool.
     """
     square = np.ones((2 * distance + 1, 2 * distance + 1), dtype=np.uint8)
-    # What lies outside of the image is left out by both filters, and added below.
+    # All classes at once: a pixel belongs to the rim of its own class's mask exactly if the square
+    # around it holds another class or leaves the image. (Detectron2's evaluator subtracts the
+    # *eroded ids* from the ids instead: where 3 meets 5 it counts class 2.)
+    # Both filters leave out the pixels outside of the image, which are added below.
     boundary = cv2.erode(class_ids, square) != cv2.dilate(class_ids, square)
     boundary[:distance] = boundary[-distance:] = True
     boundary[:, :distance] = boundary[:, -distance:] = True

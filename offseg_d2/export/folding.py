@@ -3,8 +3,7 @@
 PyTorch's exporter writes every constant, and zero biases of convolutions, as results of operators;
 those keep onnxruntime from merging batch norms when it loads the file, and a quantiser from seeing
 a convolution as one. onnxruntime's basic level folds them within seconds and leaves standard
-operators only. The exporter's own way (``optimize=True``, onnxscript's optimizer) comes to as small
-a file, but takes minutes for an OffSeg model.
+operators only.
 """
 
 import os
@@ -24,6 +23,8 @@ def fold(model: Any) -> Any:
     onnx, onnxruntime = require("onnx"), require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
+    # The exporter's own way (`optimize=True`, onnxscript's optimizer) makes as small a file, but
+    # takes minutes for an OffSeg model.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.add_session_config_entry(
         "optimization.constant_folding_max_output_size_in_bytes", str(MAX_BYTES)

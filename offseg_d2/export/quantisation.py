@@ -1,16 +1,7 @@
 """Int8 ONNX files: static quantisation by onnxruntime.
 
-Weights of convolutions become int8, one scale per output channel; activations uint8. The range of
-an activation is a moving average of the smallest and largest values seen on calibration images, as
-a single extreme value would make all others coarse. On validation frames of CamVid,
-MobileNetV2-OffSeg loses less that way than with the extremes themselves (on test frames it loses as
-much), and more with ranges around zero or with depthwise convolutions left in float32. What is lost
-is lost in the backbone: with int8 in the decoder alone the score stays the same.
-
-In the file stand pairs of QuantizeLinear and DequantizeLinear around float operators (QDQ), which
-onnxruntime fuses into integer ones. What is not a convolution (norms of images, softmax, offsets,
-sampling, the classifier's products) stays float: it is where rounding hurts, and most of it has no
-integer form.
+Weights of convolutions become int8, one scale per output channel; activations become uint8. The
+loss of accuracy comes from the backbone: with int8 in the decoder alone the score stays the same.
 """
 
 import dataclasses
@@ -127,12 +118,20 @@ def _quantise(source: Any, target: str, inputs: Sequence[Tensor]) -> None:
             source,
             target,
             Reader(),
+            # Pairs of QuantizeLinear and DequantizeLinear around float operators, which onnxruntime
+            # fuses into integer ones.
             quant_format=quantization.QuantFormat.QDQ,
+            # The rest (norms of images, softmax, offsets, sampling, the classifier's products)
+            # stays float: it is where rounding hurts, and most of it has no integer form.
             op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
+            # A moving average of the smallest and largest values: a single extreme would make all
+            # others coarse. On validation frames of CamVid, MobileNetV2-OffSeg loses less so than
+            # with the extremes (on test frames as much), and more with ranges around zero or with
+            # depthwise convolutions left in float32.
             extra_options={"CalibMovingAverage": True},
         )
     finally:

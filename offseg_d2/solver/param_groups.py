@@ -2,12 +2,11 @@
 
 A rule is a full pattern on parameter names. The first rule that matches decides alone; parameters
 without a rule get the base learning rate and weight decay. A rule that matches no parameter is an
-error, because a misspelt pattern would otherwise go unnoticed for a whole training run.
+error.
 
 The tables "per_pixel" reproduce the groups of the authors' training runs: everything in the head,
 its norms and biases included, learns faster with the usual weight decay; so do the talking heads
-of EfficientFormerV2; the backbone's layers *named* norm have no weight decay, whereas batch norms
-with other names (``bn``, members of a sequence) do.
+of EfficientFormerV2; layers of the backbone that are named norm have no weight decay.
 
 The table "mask_query" is Mask2Former's (arXiv:2112.01527, section 4.1): the backbone learns slower
 than the head; norms (those of the backbone by the type of their module), position tables and the
@@ -56,6 +55,8 @@ class ParamGroupRule:
 HEAD_RULE = ParamGroupRule("head", r"sem_seg_head\..+", lr_factor="HEAD_LR_FACTOR")
 BACKBONE_NORM_RULE = ParamGroupRule(
     "backbone_norm",
+    # Layers *named* norm; batch norms with other names (bn, members of a sequence) have the usual
+    # weight decay, as in the authors' runs.
     r"backbone\.(.+\.)?(norm|norm1|norm2|mid_norm)\.(weight|bias)",
     weight_decay=0.0,
 )
@@ -169,6 +170,7 @@ def assign_rules(
     assigned = {name: next((rule for rule in rules if fits(rule, name)), None) for name in names}
     used = {rule.name for rule in assigned.values() if rule is not None}
     for rule in rules:
+        # A misspelt pattern would otherwise go unnoticed for a whole training run.
         if rule.name not in used and not rule.optional:
             raise ValueError(
                 f"Parameter group rule {rule.name!r} must decide for at least one parameter, "

@@ -2,12 +2,8 @@
 
 Cordts et al., "The Cityscapes Dataset for Semantic Urban Scene Understanding" (arXiv 1604.01685).
 The downloads ``leftImg8bit_trainvaltest`` and ``gtFine_trainvaltest`` are used as they are: the ids
-of ``*_gtFine_labelIds.png`` become train ids while they are read. The
-``*_gtFine_labelTrainIds.png`` that cityscapesScripts makes of them are taken only where there are
-no ``labelIds``: both say the same, and every download has the latter.
-
-The labels of the test split are not public (its files hold none of the 19 classes), so that its
-samples name no label files: it can be predicted, not evaluated.
+of ``*_gtFine_labelIds.png`` become train ids while they are read. The test split can be predicted,
+but not evaluated.
 """
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES
@@ -28,11 +24,14 @@ CITYSCAPES_TRAIN_IDS = {**{i: i for i in range(len(CITYSCAPES_CLASSES))}, 255: 2
 
 def register_cityscapes() -> None:
     """Register ``cityscapes_19_train``, ``cityscapes_19_val`` and ``cityscapes_19_test``."""
+    # The second is what cityscapesScripts makes of the first. Both hold the same, and the first
+    # one that is there is taken; every download has `labelIds`.
     kinds = [
         LabelKind("_gtFine_labelIds.png", CITYSCAPES_LABEL_IDS),
         LabelKind("_gtFine_labelTrainIds.png", CITYSCAPES_TRAIN_IDS),
     ]
     for split in ("train", "val", "test"):
+        # The labels of the test split are not public: its files hold none of the 19 classes.
         label_dir = None if split == "test" else f"gtFine/{split}"
         register_split(
             SemSegFolder(

@@ -2,8 +2,7 @@
 
 Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context" (arXiv 1612.03716). The download
 ``stuffthingmaps_trainval2017`` is used as it is: its maps hold COCO's category id less one, 0..181
-with gaps, and 255 for no label. The ``*_labelTrainIds.png`` that mmsegmentation makes of them are
-taken only where there are no such maps: both say the same.
+with gaps, and 255 for no label.
 """
 
 import itertools
@@ -71,6 +70,8 @@ def _layouts(split: str) -> list[Layout]:
 
 def register_coco_stuff() -> None:
     """Register ``coco_stuff_171_train`` and ``coco_stuff_171_val``."""
+    # The second is what mmsegmentation makes of the first; both hold the same, and the first one
+    # that is there is taken.
     kinds = [
         LabelKind(".png", COCO_STUFF_LABEL_MAP),
         LabelKind("_labelTrainIds.png", COCO_STUFF_TRAIN_IDS),

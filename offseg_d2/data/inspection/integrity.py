@@ -1,9 +1,8 @@
 """Signs that an encoded image is not whole.
 
-Decoders are lenient: a JPEG that ends too early, or whose end an aborted download left as zeros,
-often gives a picture with grey at the bottom and no error. So the end marker of JPEG files (ITU-T
-T.81, annex B) and PNG files is looked for, PNG checksums are Pillow's matter, and what the
-decoders' C libraries have to say is listened to.
+Decoders are lenient: a JPEG that ends too early often gives a picture with grey at the bottom and
+no error. So three signs are looked for: a missing end marker, wrong checksums of PNG files, and
+messages of the decoders' C libraries.
 """
 
 import contextlib
@@ -32,6 +31,7 @@ def truncation(encoded: bytes) -> str | None:
         encoded: content of the file.
     """
     text = f"is missing after {len(encoded)} bytes"
+    # ITU-T T.81, annex B. An aborted download may have left zeros in place of the end.
     if encoded.startswith(_JPEG_SIGNATURE) and not _has_jpeg_end(encoded):
         return f"the end-of-image marker {text}"
     if encoded.startswith(_PNG_SIGNATURE) and _PNG_END not in encoded:

@@ -11,10 +11,8 @@ from torch import Tensor, nn
 class LevelFusion(Conv2d):
     """All levels resized to the finest and concatenated, then 1x1 convolution, norm and ReLU.
 
-    A 1x1 convolution and a bilinear resize are both linear and work on different axes, so their
-    order may change. Each level is therefore convolved at its own resolution, and the *results* are
-    resized and added: the same value up to rounding with a third of the operations (four levels of
-    equal width), and the wide concatenated map is never stored.
+    Computed without the concatenated map, and with a third of the operations (four levels of equal
+    width).
 
     Args:
         in_channels: channels of the levels, from fine to coarse.
@@ -35,6 +33,8 @@ class LevelFusion(Conv2d):
         weights = self.weight.split(self.level_channels, dim=1)
         fused = F.conv2d(levels[0], weights[0])
         for level, weight in zip(levels[1:], weights[1:], strict=True):
+            # Convolved first: a 1x1 convolution and a bilinear resize are both linear and work on
+            # different axes, so their order may change.
             part = F.conv2d(level, weight)
             fused = fused + F.interpolate(part, size=size, mode="bilinear", align_corners=False)
         return self.activation(self.norm(fused))
