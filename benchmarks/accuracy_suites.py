@@ -30,7 +30,7 @@ class Arm:
 def _offset(
     class_offset: bool, feature_offset: bool, *, small_lr: bool = False, **head: Any
 ) -> dict:
-    """Overrides of an offset classifier; ``small_lr``: its projections learn at a tenth of the rate."""
+    """Overrides of an offset classifier; ``small_lr``: its projections at a tenth of the rate."""
     head |= {"CLASSIFIER": "offset", "CLASS_OFFSET": class_offset, "FEATURE_OFFSET": feature_offset}
     overrides = {f"{_HEAD}.{key}": value for key, value in head.items()}
     return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if small_lr else {})}
