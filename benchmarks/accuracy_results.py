@@ -66,7 +66,7 @@ class Run:
 
 
 def list_runs(suites: Mapping[str, Suite], arms: Sequence[str], seeds: Iterable[int]) -> list[Run]:
-    """All runs, the first seed of everything first: what is there at any time is balanced."""
+    """List all runs, the first seed of everything first, so that partial results are balanced."""
     return [
         Run(name, suite, condition, arm, seed)
         for seed in seeds

@@ -1,4 +1,4 @@
-"""What the accuracy experiment compares: arms, suites and their recipes.
+"""Arms, suites and recipes of the accuracy experiment.
 
 One recipe for all arms of a suite; it was tuned on the plain arm alone, on validation data, with
 seeds that the experiment does not use. The head learns ten times as fast as the backbone, as in the
@@ -30,7 +30,7 @@ class Arm:
 def _offset(
     class_offset: bool, feature_offset: bool, *, small_lr: bool = False, **head: Any
 ) -> dict:
-    """Overrides of an offset classifier; ``small_lr``: its projections at a tenth of the rate."""
+    """Overrides of an offset classifier; ``small_lr``: a tenth of the rate for its projections."""
     head |= {"CLASSIFIER": "offset", "CLASS_OFFSET": class_offset, "FEATURE_OFFSET": feature_offset}
     overrides = {f"{_HEAD}.{key}": value for key, value in head.items()}
     return {**overrides, **({"SOLVER.OFFSET_LR_FACTOR": 0.1} if small_lr else {})}

@@ -14,7 +14,7 @@ NOISE = 2.0  # grey levels: a 2048x1024 PNG then has the 2.2 MB of Cityscapes' o
 
 
 def camvid_is_there() -> bool:
-    """Whether DETECTRON2_DATASETS holds CamVid."""
+    """Return True if DETECTRON2_DATASETS holds CamVid."""
     root = os.environ.get("DETECTRON2_DATASETS", "datasets")
     return (Path(root).expanduser() / "camvid" / "train.txt").is_file()
 

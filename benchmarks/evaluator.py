@@ -1,4 +1,4 @@
-"""What evaluation costs beside the network: this project's evaluator and Detectron2's in turn.
+"""Cost of evaluation beside the network: this project's evaluator and Detectron2's in turn.
 
 ::
 

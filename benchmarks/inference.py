@@ -121,7 +121,7 @@ def measure(
 
 
 def measure_forms(args: argparse.Namespace, name: str) -> dict[str, Any]:
-    """All forms of one model."""
+    """Measure all forms of one model."""
     forms = [form for form in FORMS if form != DEPLOYED or has_deployed_form(build_own(name))]
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/{name}.onnx"

@@ -1,4 +1,4 @@
-"""From logits to a label map: block by block, against resizing everything and taking the argmax.
+"""Label maps from logits: block by block, against resizing everything and taking the argmax.
 
 ::
 

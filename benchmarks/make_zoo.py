@@ -6,8 +6,8 @@
 
 Parameters are those of the model that a configuration builds. Multiply-accumulates are counted in
 the authors' order of operations (``authors_order/``) from the network's input to its logits, at
-the sizes of ``SIZES``, by ``offseg_d2.analysis``, which documents what counts. Nothing is computed,
-so this takes seconds for each model. Rows and their last two columns stay as they are.
+the sizes of ``SIZES``, by ``offseg_d2.analysis``, which documents what counts. Nothing is
+computed, so this takes seconds for each model. Rows and their last two columns stay as they are.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What int8 costs in accuracy and gains in speed: two exported files of one model.
+"""Accuracy lost and speed gained by int8: two exported files of one model.
 
 ::
 

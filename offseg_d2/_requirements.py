@@ -9,7 +9,7 @@ _SETUP_SCRIPT = Path(__file__).resolve().parent.parent / "tools" / "setup_env.py
 
 
 def has_module(name: str) -> bool:
-    """Whether top-level module ``name`` can be found, without importing it.
+    """Return True if top-level module ``name`` can be found, without importing it.
 
     A bare folder of that name (such as a clone beside the working folder) does not count.
     """

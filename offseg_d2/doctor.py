@@ -83,7 +83,7 @@ def installed(*distributions: str) -> dict[str, str]:
 
 
 def import_error(module: str) -> str:
-    """Why ``module`` cannot be imported, in one line; empty if it can.
+    """Reason why ``module`` cannot be imported, in one line; empty if it can.
 
     A wheel that does not fit raises anything: ImportError, OSError, RuntimeError, AttributeError.
     """
@@ -101,7 +101,7 @@ def _one_line(error: Exception) -> str:
 
 
 def check_modules() -> Iterator[Finding]:
-    """Each necessary module: its version, and whether it imports."""
+    """Check the necessary modules: their versions, and that they import."""
     for module, distributions in MODULES.items():
         versions = installed(*distributions)
         found = ", ".join(f"{name} {version}" for name, version in versions.items())

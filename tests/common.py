@@ -1,4 +1,4 @@
-"""What all tests share: one seed helper, one comparison, one small OffSeg model."""
+"""Helpers of all tests: one seed helper, one comparison, one small OffSeg model."""
 
 import random
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may import whom, read off the source: no module is run."""
+"""Rules of imports, checked in the source: no module is run."""
 
 import ast
 import itertools

@@ -146,7 +146,7 @@ def test_parameters_are_the_authors_to_the_unit_without_the_unused_convolution(d
 
 
 def random_sample(classes: int) -> dict[str, Any]:
-    """What a mapper gives for a training crop of 64 x 64, of either kind."""
+    """A mapper's output for a training crop of 64 x 64, of either kind."""
     instances = Instances((64, 64))
     instances.gt_classes = torch.tensor([0, classes - 1])
     instances.gt_masks = torch.rand(2, 64, 64) < 0.5

@@ -58,7 +58,7 @@ class AuthorsEfficientAttention(EfficientAttention):
 
 
 class AuthorsMultiheadAttention(MultiheadAttention):
-    """No fused attention; the mask is repeated for every head."""
+    """Attention that is not fused; the mask is repeated for every head."""
 
     def forward(
         self, queries: Tensor, keys: Tensor, values: Tensor, allowed: Tensor | None = None

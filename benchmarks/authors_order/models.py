@@ -55,7 +55,7 @@ class AuthorsPerPixelHead(PerPixelHead):
 
 
 class AuthorsPerPixelSegmentor(PerPixelSegmentor):
-    """All logits are resized, then compared."""
+    """Per-pixel model that resizes all logits and then compares them."""
 
     def forward_network(self, images: Tensor) -> Tensor:
         """Normalised (B, 3, H, W) of any size -> logits (B, K, H, W)."""

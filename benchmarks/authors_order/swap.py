@@ -1,4 +1,4 @@
-"""From a model of this project to the same model in the authors' order of operations."""
+"""Conversion of a model of this project to the authors' order of operations."""
 
 import copy
 from typing import Any
@@ -101,7 +101,7 @@ def _undo_choices(module: nn.Module) -> None:
 
 
 def logits(model: nn.Module, images: Tensor) -> Tensor | dict[str, Any]:
-    """What the head gives, before anything is resized; of a model in any form.
+    """Return the head's output before it is resized, of a model in any form.
 
     Args:
         model: a PerPixelSegmentor or MaskSegmentor, in the authors' order or not.

@@ -108,7 +108,7 @@ class Macs:
 
     @property
     def all(self) -> int:
-        """All kinds of operations but the addition of biases."""
+        """Sum of all kinds of operations but the addition of biases."""
         kinds = self.by_kind()
         return sum(kinds[kind] for kind in KINDS)
 

@@ -34,12 +34,12 @@ class Timing:
 
     @classmethod
     def of(cls, times: list[float]) -> "Timing":
-        """From the seconds of each call; at least one."""
+        """Build it from the seconds of each call; at least one."""
         p10, median, p90 = (float(value) for value in np.percentile(times, (10, 50, 90)))
         return cls(median, p10, p90, len(times), tuple(times))
 
     def as_dict(self) -> dict[str, float | int]:
-        """For JSON: milliseconds with two decimals, without the single times."""
+        """Values for JSON: milliseconds with two decimals, without the single times."""
         values = {name: getattr(self, name) for name in ("median", "p10", "p90")}
         rounded = {f"{name}_ms": round(1000 * value, 2) for name, value in values.items()}
         return {**rounded, "repeats": self.repeats}

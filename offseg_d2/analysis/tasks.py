@@ -99,7 +99,7 @@ class Subject:
         return {"GFLOP/s": round(achieved / GIGA, 1), "of GEMM peak, %": share}
 
     def call(self, form: str, to: str) -> Callable[[], Any]:
-        """One inference "to logits" or "to label maps", in the type that is asked for."""
+        """One prediction as a function, "to logits" or "to label maps", in ``self.dtype``."""
         model, dtype = self.forms[form], DTYPES[self.dtype]
         if to == "logits":
             run = partial(Network(model), self.inputs.images(model))

@@ -190,7 +190,7 @@ def _reset_classifier(
 def _check_names(
     source: Format, conversion: Conversion, model_state: Mapping[str, Tensor], reset: bool
 ) -> None:
-    """Every converted name is the model's, and the file lacks only what its format says."""
+    """Check that each converted name is the model's, and that only expected ones are missing."""
     extra = [name for name in conversion.state_dict if name not in model_state]
     if extra:
         raise ValueError(

@@ -29,7 +29,7 @@ _LOSS_DROPS = (
 
 
 def _pairs(theirs: str, ours: str, names: dict[str, str]) -> list[Rule]:
-    """One rule for each their-name -> our-name below two prefixes, whatever follows."""
+    """Rules from their names to ours below two prefixes, whatever follows."""
     return [
         Rule(f"{theirs}.{name}.{{rest}}", f"{ours}.{our_name}.{{rest}}")
         for name, our_name in names.items()

@@ -1,4 +1,4 @@
-"""Every configuration key that offseg_d2 adds to Detectron2's defaults.
+"""Configuration keys that offseg_d2 adds to Detectron2's defaults.
 
 One line of meaning per key. Keys of Detectron2 keep their Detectron2 meaning; those whose
 default value changes are listed at the end of :func:`add_offseg_config`.

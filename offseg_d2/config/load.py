@@ -33,7 +33,7 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
 
 
 def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
-    """As :func:`load_config`, from the text of a whole configuration such as checkpoints carry.
+    """Load a configuration from its whole text, which checkpoints carry; see :func:`load_config`.
 
     Args:
         text: plain YAML.

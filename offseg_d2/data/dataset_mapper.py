@@ -1,4 +1,4 @@
-"""From a dataset's entry (file names) to what the model takes (tensors).
+"""Conversion of a dataset's entry (file names) to the model's input (tensors).
 
 One mapper; ``INPUT.DATASET_MAPPER_NAME`` says whether it adds the masks of the classes.
 """

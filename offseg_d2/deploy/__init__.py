@@ -1,4 +1,4 @@
-"""From a trained OffSeg model to an equivalent one that is faster: ``optimize(model)``.
+"""Equivalent, faster models for prediction: ``optimize(model)``.
 
 Batch norms become part of convolutions, convolutions of one input are merged, and modules are
 replaced by faster formulations of the same mathematics, for the CPU. Results are those of the model

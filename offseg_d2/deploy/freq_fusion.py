@@ -137,7 +137,7 @@ def _sample(features: Tensor, positions: Tensor) -> Tensor:
 
 
 class FastSampler(nn.Module):
-    """Where each fine pixel reads the upsampled map.
+    """Positions at which each fine pixel reads the upsampled map.
 
     Args:
         sampler: in evaluation mode; its layers are shared or, where their output channels get

@@ -8,7 +8,7 @@ from offseg_d2.deploy.optimize import NO_DEPLOYED_FORM, has_deployed_form, optim
 
 
 def deployed(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """What is to predict: with ``TEST.DEPLOY`` an equivalent faster copy, else the model itself.
+    """Return the model for prediction: a faster equivalent copy with ``TEST.DEPLOY``, else itself.
 
     Args:
         cfg: configuration.

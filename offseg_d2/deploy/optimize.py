@@ -20,7 +20,7 @@ NO_DEPLOYED_FORM = (
 
 
 def has_deployed_form(model: nn.Module) -> bool:
-    """Whether :func:`optimize` takes this model."""
+    """Return True if :func:`optimize` takes this model."""
     return (
         isinstance(model, PerPixelSegmentor)
         and type(model.backbone) is EfficientFormerV2

@@ -69,7 +69,7 @@ def reassemble(features: Tensor, kernels: Tensor, kernel_size: int, scale: int =
 
 
 def bilinear_taps(positions: Tensor, width: int, height: int) -> tuple[Tensor, Tensor]:
-    """Which vectors a bilinear read at given positions adds up, clamped to the border.
+    """Vectors that a bilinear read at given positions adds up, clamped to the border.
 
     Args:
         positions: (N, 2, G) x and y in pixels, one pair for each of G channel groups.

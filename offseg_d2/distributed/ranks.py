@@ -82,7 +82,7 @@ def find_rank_info(environ: Mapping[str, str]) -> RankInfo | None:
 
 
 def restarts(environ: Mapping[str, str]) -> int:
-    """How often the launcher has started this run again: by requeuing, or after a failure."""
+    """Number of times the launcher has started this run again: requeued, or after a failure."""
     names = ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT")
     return max(int(environ.get(name) or 0) for name in names)
 

@@ -23,7 +23,7 @@ _TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What a job asks the cluster for.
+    """Resources that a job asks the cluster for.
 
     Attributes:
         nodes: machines.

@@ -1,4 +1,4 @@
-"""What each task of a submitit job runs, and the folder that documents the job.
+"""Function that each task of a submitit job runs, and the folder that documents the job.
 
 Each task is one process of the run, one for each GPU. Before the cluster takes the machines away
 (preemption, time limit) it sends SIGUSR2 to all tasks; they finish the same iteration, write a
@@ -75,7 +75,7 @@ class TrainingJob:
             raise RuntimeError(f"{cause} (exit status {stop.code})") from cause
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """What submitit queues after a preemption or a time-out."""
+        """Return the job that submitit queues after a preemption or a time-out."""
         arguments = self.arguments
         if "--eval-only" not in arguments and "--resume" not in arguments:
             arguments = ("--resume", *arguments)

@@ -1,4 +1,4 @@
-"""One training at a time in an output folder."""
+"""Lock of an output folder, in which one training may run at a time."""
 
 import fcntl
 import logging

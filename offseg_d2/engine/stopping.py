@@ -19,7 +19,7 @@ _REPEAT_SECONDS = 1.0
 
 
 class StopOnSignalHook(HookBase):
-    """On SIGUSR2, SIGTERM or SIGINT: finish the iteration, write a checkpoint, exit.
+    """Hook that finishes the iteration, saves and exits on SIGUSR2, SIGTERM or SIGINT.
 
     Clusters send SIGUSR2 some time before they take the machines away; SIGTERM comes from
     ``scancel``, ``kill`` and launchers, SIGINT from Ctrl-C.
@@ -70,7 +70,7 @@ class StopOnSignalHook(HookBase):
             self._stop(number)
 
     def _function_before(self, number: int) -> Any:
-        """What handled the signal, unless it is the interpreter or the system."""
+        """Return the previous handler of a signal, except Python's and the system's own."""
         previous = self._previous[number]
         is_own = callable(previous) and previous is not signal.default_int_handler
         return previous if is_own else None

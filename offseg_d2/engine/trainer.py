@@ -123,7 +123,7 @@ class Trainer(TrainLoop):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Iterable[Batch]:
-        """Each image of the data set once, over all processes."""
+        """Build the loader that gives each image of the dataset once, over all processes."""
         return build_test_loader(cfg, dataset_name)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""From what a model predicts to a map of class ids."""
+"""Conversion of a model's prediction to a map of class ids."""
 
 import numpy as np
 import torch

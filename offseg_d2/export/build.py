@@ -1,4 +1,4 @@
-"""From a model and its configuration to what the writers of files take."""
+"""Conversion of a model and its configuration to the input of the file writers."""
 
 import logging
 import math
@@ -68,7 +68,7 @@ def prepare_export(
 
 
 def _settings(cfg: CfgNode, output: str) -> InferenceSettings:
-    """How the file is to be used on an image."""
+    """Settings for using the file on an image."""
     if cfg.TEST.SEM_SEG.TTA.ENABLED:
         raise ValueError("`TEST.SEM_SEG.TTA.ENABLED` must be False for an export, but is True.")
     settings = InferenceSettings.from_config(cfg)

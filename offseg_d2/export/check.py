@@ -18,7 +18,7 @@ class ExportMismatchError(ValueError):
 
 @dataclass(frozen=True)
 class Tolerance:
-    """What still counts as the same.
+    """Differences that still count as the same.
 
     Attributes:
         difference: of scores, relative to the largest one or to 1.
@@ -38,7 +38,7 @@ INT8 = Tolerance(difference=math.inf, agreement=0.8)  # below, a file is broken,
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far an exported file is from its model.
+    """Differences between an exported file and its model.
 
     Attributes:
         max_difference: largest difference of a score, 0 if the file gives labels.
@@ -56,7 +56,7 @@ class Comparison:
 
     @property
     def is_close(self) -> bool:
-        """Whether it is within the tolerance."""
+        """True if it is within the tolerance."""
         close = self.max_difference <= self.tolerance.difference * max(self.max_score, 1.0)
         return close and self.label_agreement >= self.tolerance.agreement
 

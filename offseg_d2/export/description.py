@@ -1,4 +1,4 @@
-"""What an exported file says about itself, so that it can be used without a configuration.
+"""Description in an exported file, with which it can be used without a configuration.
 
 The description travels as one JSON text: in the metadata of an ONNX file under ``offseg_d2``, in a
 ``torch.export`` archive as the extra file ``offseg_d2.json``.
@@ -70,7 +70,7 @@ class ModelDescription:
 
     @property
     def inference(self) -> InferenceSettings:
-        """How an image goes through the network; padding is a matter of the file's own size."""
+        """Inference mode of the network; padding is a matter of the file's own size."""
         return InferenceSettings(self.mode, self.crop_size, self.stride, self.batch or 1)
 
     @classmethod

@@ -44,7 +44,7 @@ class SegmentationGraph(nn.Module):
 
     @property
     def tolerance(self) -> Tolerance:
-        """How far an exported file may be from it."""
+        """Tolerated difference between an exported file and it."""
         return THRESHOLDS if isinstance(self.model, MaskSegmentor) else ROUNDING
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ class OneOutput(nn.Module):
 
 
 def size_multiple(model: Segmentor) -> int:
-    """What height and width of the network's input have to be multiples of, at least 1."""
+    """Number that height and width of the network's input must be multiples of, at least 1."""
     return math.lcm(
         max(model.backbone.size_divisibility, 1), max(model.inference.size_divisibility, 1)
     )

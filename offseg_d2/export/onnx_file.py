@@ -106,7 +106,7 @@ def input_dtype(description: ModelDescription) -> torch.dtype:
 
 
 def dynamic_shapes(description: ModelDescription) -> dict[str, dict] | None:
-    """What may change, for ``torch.export``."""
+    """Axes whose length may change, for ``torch.export``."""
     axes: dict[int, object] = {}
     if description.batch is None:
         axes[0] = torch.export.Dim("batch", min=1, max=4096)

@@ -112,7 +112,7 @@ class OnnxSegmenter:
         return max(int(height * factor + 0.5), 1), max(int(width * factor + 0.5), 1)
 
     def network_inputs(self, image: np.ndarray) -> list[Tensor]:
-        """What the network sees of an image (H, W, 3) BGR: batches (B, 3, h, w), padded."""
+        """Return the network's inputs for an image (H, W, 3) BGR: batches (B, 3, h, w), padded."""
         inputs: list[Tensor] = []
 
         def keep(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From an image as OpenCV reads it to what a network takes."""
+"""Conversion of an image as OpenCV reads it to a network's input."""
 
 from typing import Any
 

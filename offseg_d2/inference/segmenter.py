@@ -176,7 +176,7 @@ def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
 
 
 def _pixels_of(image: Image.Image) -> np.ndarray:
-    """What OpenCV would read of the image's file: upright, 8 bits, without opacity."""
+    """Return the pixels that OpenCV would read of the image's file: upright, 8 bits, no opacity."""
     if image.mode not in _PILLOW_MODES:
         raise ValueError(
             f"`image` must be of one of Pillow's modes {sorted(_PILLOW_MODES)}, but is "

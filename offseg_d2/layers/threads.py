@@ -56,7 +56,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 
 
 def _use_one_thread() -> None:
-    """In the thread that calls this."""
+    """Let the calling thread's operations run in one thread."""
     torch.get_num_threads()  # PyTorch sets a new thread's number at its first use: before ours
     torch.set_num_threads(1)
 

@@ -130,7 +130,7 @@ class PlainMaskPredictor(nn.Module):
 
 
 def _at_least_float32(*tensors: Tensor) -> list[Tensor]:
-    """All tensors in one type: float32, or float64 where one of them is."""
+    """Convert all tensors to one type: float32, or float64 where one of them is."""
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)

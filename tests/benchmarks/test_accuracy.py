@@ -83,7 +83,7 @@ def test_recorded_rows_are_those_of_the_recipes(name):
 
 
 def settings(arm):
-    """What an arm is: offsets, rate of the projections (None without them), norm, beginning."""
+    """Settings of an arm: offsets, rate of the projections (None without them), norm, start."""
     options = [o for k, v in ARMS[arm].overrides.items() for o in (k, accuracy.as_option(v))]
     cfg = load_config(str(ROOT / SUITES["scenes"].config), options)
     head = cfg.MODEL.SEM_SEG_HEAD

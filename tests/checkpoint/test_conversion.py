@@ -36,7 +36,7 @@ def our_model(name: str, *more) -> tuple[nn.Module, object]:
 
 
 def load(model: nn.Module, cfg, path: str) -> nn.Module:
-    """As a run does with `MODEL.WEIGHTS`."""
+    """Load as a run does with `MODEL.WEIGHTS`."""
     Trainer.build_checkpointer(cfg, model).load(path, checkpointables=[])
     return model
 

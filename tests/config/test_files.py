@@ -62,7 +62,7 @@ def variant_of(model: str) -> str:
 
 
 def last_layer_is(model: nn.Module, classifier: str) -> bool:
-    """Whether the network's last layer, of either form, is the one that CLASSIFIER names."""
+    """Return True if the network's last layer, of either form, is the one CLASSIFIER names."""
     kinds = {
         "offset": (OffsetClassifier, OffsetMaskPredictor),
         "plain": (PlainClassifier, PlainMaskPredictor),

@@ -42,7 +42,7 @@ def enlarge(ids: np.ndarray) -> np.ndarray:
 
 
 def mean_iou(ids: np.ndarray, labels: np.ndarray) -> float:
-    """In percent."""
+    """Mean IoU in percent."""
     pairs = [(ids == k, labels == k) for k in range(3)]
     return 100 * float(np.mean([(a & b).sum() / (a | b).sum() for a, b in pairs]))
 

@@ -17,7 +17,7 @@ from offseg_d2.distributed.ranks import RankInfo, run_as_rank
 
 @dataclasses.dataclass
 class Ended:
-    """How one process ended; a negative status is a signal, None means that it did not end."""
+    """End of one process; a negative status is a signal, None means that it did not end."""
 
     log: str
     status: int | None

@@ -148,7 +148,7 @@ def run(directory: Path) -> None:
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> list[dict]:
-    """What each of two processes has seen."""
+    """Samples seen by each of two processes."""
     directory = tmp_path_factory.mktemp("processes")
     ended = run_ranks(directory, run, directory, seconds=300)
     assert [end.status for end in ended] == [0, 0], ended[0].log[-3000:]

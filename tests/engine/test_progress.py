@@ -1,4 +1,4 @@
-"""What lets one follow a training."""
+"""Progress of a training, as its user sees it."""
 
 import json
 import logging

@@ -217,7 +217,7 @@ class Killer:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two checkpoints' entries are equal bit for bit."""
+    """Return True if two checkpoints' entries are equal bit for bit."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):

@@ -31,7 +31,7 @@ def directory(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reports(directory) -> list[dict]:
-    """What each of two processes has seen."""
+    """Results of each of two processes."""
     return [json.loads((directory / f"rank_{rank}.json").read_text()) for rank in range(2)]
 
 

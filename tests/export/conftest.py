@@ -19,13 +19,13 @@ def written(factory, export, **options):
 
 @pytest.fixture(scope="session")
 def dynamic_torch(tmp_path_factory):
-    """For any size and batch, logits."""
+    """Exported file for any size and batch, with logits."""
     return written(tmp_path_factory, export_torch, output="logits")
 
 
 @pytest.fixture(scope="session")
 def dynamic_onnx(tmp_path_factory):
-    """For any size and batch, logits."""
+    """Exported file for any size and batch, with logits."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     return written(tmp_path_factory, export_onnx, output="logits")
@@ -33,7 +33,7 @@ def dynamic_onnx(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def fixed_onnx(tmp_path_factory):
-    """For two images of 70 x 90 bytes, label maps."""
+    """Exported file for two images of 70 x 90 bytes, with label maps."""
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     return written(tmp_path_factory, export_onnx, input_type="uint8", size=(70, 90), batch=2)

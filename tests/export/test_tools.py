@@ -93,7 +93,7 @@ def areas(labels: np.ndarray) -> dict[str, int]:
 
 
 def run_example(file: Path, image: Path, folder: Path) -> dict[str, int]:
-    """What the example of the page prints; it must not import PyTorch."""
+    """Output of the page's example, which must not import PyTorch."""
     _, example, _ = blocks(ROOT / "docs/EXPORT.md", ("python",))
     example += "\nimport sys\nassert not {'torch', 'detectron2', 'offseg_d2'} & set(sys.modules)"
     shutil.copy(file, folder / "fixed.onnx")

@@ -121,6 +121,6 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def sample(image: np.ndarray) -> dict[str, object]:
-    """What the model takes for an image (H, W, 3) BGR that is not resized."""
+    """Model input for an image (H, W, 3) BGR that is not resized."""
     planes = torch.from_numpy(np.ascontiguousarray(image[..., ::-1].transpose(2, 0, 1)))
     return {"image": planes, "height": image.shape[0], "width": image.shape[1]}

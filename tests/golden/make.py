@@ -37,7 +37,7 @@ RUNS = {
 
 @dataclass(frozen=True)
 class Cut:
-    """What is kept of a case.
+    """Parts of a case that are stored.
 
     Attributes:
         samples: at most about this many samples of each tensor.

@@ -21,7 +21,7 @@ SMALL = (*SMALL_OFFSEG[:-2], "INPUT.RESIZE.SCALE_TEST", [48, 32], "MODEL.DEVICE"
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> str:
-    """As a training writes it."""
+    """Checkpoint as a training writes it."""
     folder = tmp_path_factory.mktemp("run")
     options = [*SMALL, "OUTPUT_DIR", str(folder), "DATASETS.TEST", "()", "SEED", 1]
     trainer = Trainer(load_config(str(CONFIG), options))

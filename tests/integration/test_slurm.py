@@ -109,13 +109,13 @@ def runs(submit_tiny, tmp_path_factory) -> dict[str, tuple[Path, submitit.Job]]:
 
 
 def has_begun(directory: Path, job: submitit.Job) -> bool:
-    """Whether both tasks of a job write their logs."""
+    """Return True if both tasks of a job write their logs."""
     names = {path.name for path in directory.glob(f"jobs/*/{job.job_id}_*_log.out")}
     return names == {f"{job.job_id}_{task}_log.out" for task in range(2)}
 
 
 def result_of(job: submitit.Job) -> Any:
-    """What a job returns, its log in the test's output; fails after a while."""
+    """Return a job's result, with its log in the test's output; fails after a while."""
     end = time.monotonic() + TIMEOUT
 
     def write(text: str) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the mask-query host share: a narrow model, its inputs."""
+"""A narrow model of the mask-query host, and inputs for it."""
 
 from typing import Any
 

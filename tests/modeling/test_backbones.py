@@ -1,4 +1,4 @@
-"""What all backbones have in common: sizes, counts, gradients, repeatability, configuration."""
+"""Tests of all backbones: sizes, counts, gradients, repeatability, configuration."""
 
 import math
 

@@ -18,7 +18,7 @@ NUM_CLASSES = 5
 
 
 class FakePyramid(nn.Module):
-    """What timm's `features_only` networks look like from outside."""
+    """Stand-in with the interface of timm's `features_only` networks."""
 
     def __init__(self, reductions, channels_last=False) -> None:
         super().__init__()

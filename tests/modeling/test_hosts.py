@@ -1,4 +1,4 @@
-"""What all hosts have in common, with the plain and the offset classifier."""
+"""Tests of all hosts, with the plain and the offset classifier."""
 
 from typing import Any
 

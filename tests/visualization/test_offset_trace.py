@@ -1,4 +1,4 @@
-"""What the offsets do to an image: the terms, and the picture of them."""
+"""Terms of the offsets on an image, and the picture of them."""
 
 import dataclasses
 import subprocess

@@ -85,7 +85,7 @@ def report_to_dict(report: DatasetReport) -> dict[str, Any]:
 
 
 def format_json(reports: Sequence[DatasetReport]) -> str:
-    """All reports as one JSON document."""
+    """Format all reports as one JSON document."""
     clean = all(report.is_clean for report in reports)
     document = {"clean": clean, "datasets": [report_to_dict(report) for report in reports]}
     return json.dumps(document, indent=1) + "\n"

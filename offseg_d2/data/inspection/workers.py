@@ -1,8 +1,8 @@
 """A function on many tasks in processes, of which any may die.
 
-A pool of processes loses all tasks under way when one process is killed, by the kernel for want of
-memory or by a fault in a C library, and does not know which task it was. So tasks come in blocks,
-and those of a block that breaks are done again, each in a process of its own.
+When one process of a pool is killed, for want of memory or by a fault in a C library, the pool
+loses all tasks under way and does not know which one was the cause. So tasks come in blocks, and
+those of a block that breaks are done again, each in a process of its own.
 """
 
 import multiprocessing

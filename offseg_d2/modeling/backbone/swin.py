@@ -92,7 +92,8 @@ class Swin(SwinTransformer):
         self._out_feature_strides = {f"res{i + 2}": 2 ** (i + 2) for i in range(4)}
 
     def _set_drop_path(self, largest: float) -> None:
-        """Use our own stochastic depth: Detectron2's imports timm from a path that has moved."""
+        """Set our own stochastic depth in place of Detectron2's."""
+        # Detectron2's needs timm, and imports it from a path that has moved.
         blocks = [block for layer in self.layers for block in layer.blocks]
         for block, rate in zip(blocks, drop_path_rates(largest, len(blocks)), strict=True):
             block.drop_path = DropPath(rate) if rate > 0 else nn.Identity()
