@@ -18,13 +18,12 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from offseg_d2.config import ConfigError
 
-from .ranks import RankInfo, find_rank_info, run_as_rank
+from .ranks import RankInfo, find_rank_info, open_store, run_as_rank
 
 # Seconds that the other processes have to end by themselves after a failure.
 _GRACE = 10.0
@@ -133,7 +132,7 @@ def _start_processes(
         port = int(text)
     store = None
     if machine_rank == 0:
-        store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False)
+        store = open_store(address, port, is_master=True)
         port = store.port
     # Otherwise each process would use all cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // number)))

@@ -182,17 +182,31 @@ def run_as_rank(
     return result
 
 
+def open_store(address: str, port: int, **options: Any) -> dist.TCPStore:
+    """Open the store by which processes meet, or connect to it.
+
+    Raises:
+        TimeoutError: the port is taken, or the process that opens the store did not come.
+    """
+    try:
+        return dist.TCPStore(address, port, wait_for_workers=False, **options)
+    except dist.DistError as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TimeoutError(
+            f"The processes must be able to meet at {address}:{port}, but cannot: {reason}"
+        ) from None
+
+
 def _join(info: RankInfo, on_cuda: bool) -> dist.Store:
     """Make the process groups; returns a store for the heartbeats."""
     if on_cuda:
         # SLURM may show each task its own GPU only.
         torch.cuda.set_device(info.local_rank % torch.cuda.device_count())
-    base = dist.TCPStore(
+    base = open_store(
         info.address,
         info.port,
         is_master=info.holds_store,
         timeout=JOIN_TIMEOUT,
-        wait_for_workers=False,
         multi_tenant=info.launcher == "torchrun",
     )
     # A connection of its own: a client that waits blocks others.

@@ -76,6 +76,11 @@ def test_own_heads_with_losses_train_and_predict(monkeypatch, name):
         assert model.eval()(random_batch([(40, 50)]))[0]["sem_seg"].shape == (5, 40, 50)
 
 
+def test_heads_of_detectron2s_own_architecture_are_refused():
+    with pytest.raises(ValueError, match="of PerPixelSegmentor must be a per-pixel head"):
+        build("offseg_t", HEAD, "SemSegFPNHead")
+
+
 def test_the_usual_head_is_unchanged():
     assert type(build("offseg_t").sem_seg_head) is PerPixelHead
 

@@ -38,8 +38,11 @@ class MaskSegmentor(Segmentor):
         kwargs: see :class:`Segmentor`.
     """
 
-    head_needs = "num_queries"
     head_kind = "a head of queries, such as MaskFormerHead"
+
+    @classmethod
+    def takes_head(cls, head: type) -> bool:
+        return hasattr(head, "num_queries")
 
     @configurable
     def __init__(self, *, criterion: nn.Module, **kwargs: Any) -> None:

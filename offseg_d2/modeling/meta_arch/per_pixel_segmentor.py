@@ -3,6 +3,7 @@
 Shapes: B batch, K classes, H x W the network's input, h x w at the head's stride.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -27,8 +28,13 @@ class PerPixelSegmentor(Segmentor):
         kwargs: see :class:`Segmentor`.
     """
 
-    head_needs = "losses"
     head_kind = "a per-pixel head, such as PerPixelHead"
+
+    @classmethod
+    def takes_head(cls, head: type) -> bool:
+        # Heads of Detectron2's SemanticSegmentor have `losses` too, but without a size.
+        losses = getattr(head, "losses", None)
+        return losses is not None and "size" in inspect.signature(losses).parameters
 
     def probabilities(self, scores: Tensor) -> Tensor:
         return scores.softmax(dim=0)

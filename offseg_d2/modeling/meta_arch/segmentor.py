@@ -41,8 +41,7 @@ class Segmentor(nn.Module, ABC):
 
     Args:
         backbone: image -> feature pyramid; its ``size_divisibility`` is respected by padding.
-        sem_seg_head: feature pyramid -> what the kind of model needs; its class has
-            :attr:`head_needs`.
+        sem_seg_head: feature pyramid -> what the kind of model needs, see :meth:`takes_head`.
         pixel_mean: per channel, in the value range 0..255.
         pixel_std: per channel, in the value range 0..255.
         train_size: (height, width) to which smaller training images are padded, in pixels.
@@ -52,8 +51,7 @@ class Segmentor(nn.Module, ABC):
 
     pixel_mean: Tensor
     pixel_std: Tensor
-    head_needs: ClassVar[str]  # method or property of the heads of this kind
-    head_kind: ClassVar[str]  # the same in words, with an example
+    head_kind: ClassVar[str]  # what its heads are, with an example
 
     @configurable
     def __init__(
@@ -103,7 +101,7 @@ class Segmentor(nn.Module, ABC):
 
     @classmethod
     def _check_head(cls, head: type, name: str) -> None:
-        if not hasattr(head, cls.head_needs):
+        if not cls.takes_head(head):
             raise ValueError(
                 f"`MODEL.SEM_SEG_HEAD.NAME` of {cls.__name__} must be {cls.head_kind}, "
                 f"but is {name!r}."
@@ -180,6 +178,11 @@ class Segmentor(nn.Module, ABC):
             yield from zip(
                 same_size, score_bands(self.forward_scores, batch, self.inference), strict=True
             )
+
+    @classmethod
+    @abstractmethod
+    def takes_head(cls, head: type) -> bool:
+        """Check that a class of heads has what this kind of model needs."""
 
     @abstractmethod
     def losses(
