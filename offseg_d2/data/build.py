@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 Sample = dict[str, Any]
 _PREFETCH_BATCHES = 4
-_WATCHED_LABELS = 1000  # after which absent classes are reported
+_FIRST_LABEL_MAPS = 1000  # after which absent classes are reported
 
 
 class SampleLoader:
@@ -51,9 +51,9 @@ class SampleLoader:
     over the message in the sample's place and the main process raises it.
     """
 
-    def __init__(self, loader: DataLoader, watch: "ClassOccurrence | None" = None) -> None:
+    def __init__(self, loader: DataLoader, occurrence: "ClassOccurrence | None" = None) -> None:
         self.loader = loader
-        self.watch = watch
+        self.occurrence = occurrence
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -68,8 +68,8 @@ class SampleLoader:
             for sample in batch:
                 if isinstance(sample, _UnusableSample):
                     raise DataFileError(sample.reason)
-                if self.watch is not None:
-                    self.watch.add(sample["sem_seg"].numpy())
+                if self.occurrence is not None:
+                    self.occurrence.add(sample["sem_seg"].numpy())
             yield batch
 
 
@@ -155,7 +155,7 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     workers = cfg.DATALOADER.NUM_WORKERS
     prefetch = _PREFETCH_BATCHES if workers > 0 else None
     loader = _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
-    loader.watch = ClassOccurrence(classes_of(metadata), min(_WATCHED_LABELS, len(samples)))
+    loader.occurrence = ClassOccurrence(classes_of(metadata), min(_FIRST_LABEL_MAPS, len(samples)))
     return loader
 
 

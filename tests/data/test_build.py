@@ -264,11 +264,11 @@ def test_absent_classes_and_labels_that_are_all_ignored_are_reported_once(caplog
 
 def test_training_counts_what_it_sees(camvid, caplog):
     loader = build_train_loader(camvid_cfg())
-    loader.watch.names = [*loader.watch.names, "never drawn"]
-    loader.watch.number = 3
+    loader.occurrence.names = [*loader.occurrence.names, "never drawn"]
+    loader.occurrence.number = 3
     with caplog.at_level(logging.WARNING, logger="offseg_d2.data.build"):
         next(iter(loader))
-    assert loader.watch.number == 0 and "never drawn" in caplog.text
+    assert loader.occurrence.number == 0 and "never drawn" in caplog.text
 
 
 def test_class_without_an_id_is_refused_in_training(register):
