@@ -24,15 +24,15 @@ from offseg_d2.visualization.overlay import legend, side_by_side
 
 
 class LabelMaps(Protocol):
-    """A predictor: :class:`.predictor.Predictor` or :class:`.onnx.OnnxSegmenter`.
-
-    It is given batches if it also has ``label_maps(images)``, and ``input_size(height, width)``, by
-    which images are grouped; both of these have them.
-    """
+    """A predictor: :class:`.predictor.Predictor` or :class:`.onnx.OnnxSegmenter`."""
 
     metadata: Metadata
 
     def label_map(self, image: np.ndarray) -> np.ndarray: ...
+
+    def label_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]: ...
 
 
 class _Loaded(NamedTuple):
@@ -90,13 +90,6 @@ def make_folder(path: str) -> None:
 def is_video(path: str) -> bool:
     """True if a path ends as one of the kinds of video files that are read."""
     return path.lower().endswith(VIDEO_SUFFIXES)
-
-
-def predict(predictor: LabelMaps, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Label maps (H, W) of images (H, W, 3) BGR, in batches if the predictor knows such."""
-    if hasattr(predictor, "label_maps"):
-        return predictor.label_maps(images)
-    return [predictor.label_map(image) for image in images]
 
 
 def draw_files(
@@ -163,15 +156,12 @@ def _read_images(
 
 def _size_in(predictor: LabelMaps, loaded: _Loaded) -> tuple[int, ...]:
     """Images go through the network together if this is equal."""
-    height, width = loaded.image.shape[:2]
-    if hasattr(predictor, "input_size"):
-        return predictor.input_size(height, width)
-    return height, width
+    return predictor.input_size(*loaded.image.shape[:2])
 
 
 def _draw_images(predictor: LabelMaps, batch: Sequence[_Loaded], options: DrawOptions) -> None:
     metadata = predictor.metadata
-    label_maps = predict(predictor, [loaded.image for loaded in batch])
+    label_maps = predictor.label_maps([loaded.image for loaded in batch])
     for (_, target, image), labels in zip(batch, label_maps, strict=True):
         if options.style == "label-map":
             chosen = choose_classes(labels, options.classes, metadata)
@@ -223,7 +213,7 @@ def draw_video(
         while batch := _next_frames(coming, batch_size):
             if isinstance(batch[-1], BrokenOffError):
                 broken_off = batch.pop()
-            for frame, labels in zip(batch, predict(predictor, batch), strict=True):
+            for frame, labels in zip(batch, predictor.label_maps(batch), strict=True):
                 writer.write(_draw_frame(frame, labels, predictor.metadata, options))
                 number += 1
             progress.update(len(batch))

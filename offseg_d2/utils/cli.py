@@ -6,15 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_LENGTH = 500  # of a message
-# Of a terminal, which could be made to show something else; lines and tabs are harmless.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Of a terminal, which could be made to show something else.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 # What a user can mend: keys, files, data, checkpoints, diverging training.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
+def escape_controls(text: str, keep: str = "") -> str:
+    """Write control characters as ``\\x1b`` and the like, but those in ``keep``."""
+    return _CONTROL.sub(
+        lambda match: match[0] if match[0] in keep else f"\\x{ord(match[0]):02x}", text
+    )
+
+
 def printable(text: str) -> str:
     """Text that may come from a file, for people: control characters escaped, cut at a length."""
-    escaped = _CONTROL.sub(lambda match: f"\\x{ord(match.group()):02x}", text)
+    escaped = escape_controls(text, keep="\n\t")
     return escaped if len(escaped) <= MAX_LENGTH else f"{escaped[: MAX_LENGTH - 4]} ..."
 
 

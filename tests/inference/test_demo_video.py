@@ -25,6 +25,12 @@ class Brightness:
     def label_map(self, image: np.ndarray) -> np.ndarray:
         return (image.mean(axis=2) > 127).astype(np.int64)
 
+    def label_maps(self, images) -> list[np.ndarray]:
+        return [self.label_map(image) for image in images]
+
+    def input_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
 
 class InBatches(Brightness):
     """The same in batches, of which it remembers the sizes."""
@@ -35,7 +41,7 @@ class InBatches(Brightness):
     def label_maps(self, images) -> list[np.ndarray]:
         self.batches.append(len(images))
         assert len({image.shape for image in images}) == 1
-        return [self.label_map(image) for image in images]
+        return super().label_maps(images)
 
 
 def frames(number: int = 6, height: int = 48, width: int = 64) -> list[np.ndarray]:

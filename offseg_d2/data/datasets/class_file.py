@@ -18,17 +18,17 @@ Further entries are left alone.
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from detectron2.utils.file_io import PathManager
 
+from offseg_d2.utils.cli import escape_controls
+
 from .colors import distinct_colors
 
 CLASS_FILES = ("classes.json", "classes.txt")
 _IGNORED = 255
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _MAX_CLASSES = 255  # train ids 0..254; 255 is ignored
 
 
@@ -105,7 +105,7 @@ def _names(names: Any, where: str) -> list[str]:
         # A blank line in the middle would shift all classes behind it.
         raise ValueError(f"{where} must give each class a name, but names {names!r}.")
     # Escaped: names are shown in terminals, which obey control characters.
-    names = [_CONTROL.sub(lambda m: f"\\x{ord(m.group()):02x}", name.strip()) for name in names]
+    names = [escape_controls(name.strip()) for name in names]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{where} must name each class once, but names {twice} again.")
