@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # The parts of the package that are type-checked.
 TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py \
-	tools/setup_env.py)
+	offseg_d2/commands/setup_env.py)
 
 .PHONY: help demo test test-extras test-slurm lint setup doctor clean
 

@@ -29,11 +29,20 @@ setup(
     long_description=read_description(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["offseg_d2", "offseg_d2.*"]),
-    package_data={"offseg_d2": ["**/*.css", "**/*.j2", "**/*.json", "**/*.txt"]},
+    # Two folders of a clone lie in an installed package.
+    packages=[
+        *find_packages(include=["offseg_d2", "offseg_d2.*"]),
+        *("offseg_d2.configs", "offseg_d2.requirements"),
+    ],
+    package_dir={"offseg_d2.configs": "configs", "offseg_d2.requirements": "requirements"},
+    package_data={
+        "offseg_d2": ["**/*.css", "**/*.j2", "**/*.json", "**/*.txt"],
+        "offseg_d2.configs": ["**/*.yaml"],
+        "offseg_d2.requirements": ["detectron2.txt"],
+    },
     python_requires=">=3.10",
     # Detectron2 is missing on purpose: it has no release on the package index, so that no
-    # requirement line can name it. tools/setup_env.py installs it (make setup).
+    # requirement line can name it. `offseg setup-env --detectron2-here` installs it.
     install_requires=[
         "torch>=2.6",  # the first whose weights_only loading executes nothing
         "torchvision",
@@ -68,5 +77,5 @@ setup(
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "web": ["gradio>=6"],
     },
-    entry_points={"console_scripts": ["offseg-web=offseg_d2.web.app:main"]},
+    entry_points={"console_scripts": ["offseg=offseg_d2.__main__:main"]},
 )

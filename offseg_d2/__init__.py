@@ -1,17 +1,24 @@
 """OffSeg, offset learning for efficient semantic segmentation, on Detectron2.
 
-The public names below are imported when they are first used, so that ``import offseg_d2`` is
-quick and ``python -m offseg_d2.doctor`` runs in a broken environment too.
+Models and datasets are registered in Detectron2 from here on. The public names below are imported
+when they are first used, so that ``import offseg_d2`` is quick, ``OffsetClassifier``,
+``OffsetLearning`` and ``replace_classifier`` need nothing but torch, and ``offseg doctor`` runs in
+a broken environment too.
 """
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036
+    raise ImportError(
+        f"offseg_d2 needs Python 3.10 or newer, but {sys.executable} is {sys.version.split()[0]}."
+    )
 
 import importlib
 import warnings
 from typing import Any
 
-from offseg_d2._requirements import require_detectron2
+from offseg_d2._requirements import register_with_detectron2
 from offseg_d2.version import __version__
-
-require_detectron2()
 
 # fvcore and Detectron2 compile a few functions, none of them used here, when they are imported.
 warnings.filterwarnings(
@@ -28,6 +35,7 @@ _PUBLIC_NAMES: dict[str, str] = {
     "add_offseg_config": "offseg_d2.config",
     "load_config": "offseg_d2.config",
     "replace_classifier": "offseg_d2.modeling.replace_classifier",
+    "train": "offseg_d2.engine",
 }
 
 __all__ = ["__version__", *_PUBLIC_NAMES]
@@ -41,3 +49,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC_NAMES})
+
+
+register_with_detectron2()

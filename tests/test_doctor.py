@@ -20,13 +20,21 @@ def run_without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("module", ["offseg_d2", "offseg_d2.config"])
-def test_import_without_detectron2_ends_with_one_sentence_and_the_install_command(module):
-    result = run_without_packages("-c", f"import {module}")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import offseg_d2; offseg_d2.Trainer",
+        "from offseg_d2 import load_config",
+        "import offseg_d2.config",
+        "import offseg_d2.checkpoint.formats",
+    ],
+)
+def test_import_without_detectron2_ends_with_one_sentence_and_the_install_command(code):
+    result = run_without_packages("-c", code)
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: offseg_d2 needs Detectron2, which is not installed here;")
-    assert last.endswith("tools/setup_env.py --detectron2-here")
+    assert last.endswith("python -m offseg_d2 setup-env --detectron2-here")
     assert "ModuleNotFoundError" not in result.stderr
     assert "During handling" not in result.stderr
 

@@ -1,5 +1,6 @@
 """Set-up: states of the environment, its steps and their messages."""
 
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -7,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tools"))
+from offseg_d2.commands import setup_env
 
-import setup_env  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Machine:
@@ -200,20 +200,29 @@ def test_an_interpreter_reports_its_platform_packages_and_modules(tmp_path):
 
 
 def test_an_old_python_is_refused_with_how_to_name_another(monkeypatch):
-    monkeypatch.setattr(setup_env.sys, "version_info", (3, 9, 2))
-    monkeypatch.setattr(sys, "argv", ["setup_env.py"])
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2))
     with pytest.raises(SystemExit, match=r"must be 3\.10 or newer.* make setup PYTHON=python3\.11"):
-        setup_env.main()
+        runpy.run_path(str(ROOT / "tools/setup_env.py"), run_name="__main__")
+
+
+def test_an_installed_package_only_adds_detectron2(monkeypatch):
+    added = []
+    monkeypatch.setattr(setup_env, "IS_CLONE", False)
+    monkeypatch.setattr(setup_env, "install_detectron2", added.append)
+    with pytest.raises(SystemExit, match="is made in a clone of offseg_d2"):
+        setup_env.main([])
+    setup_env.main(["--detectron2-here"])
+    assert added == [Path(sys.executable)]
 
 
 def test_a_second_set_up_waits_for_the_first_one_and_what_it_left_running(tmp_path):
     code = (
-        "import pathlib, subprocess, sys; import setup_env;"
+        "import pathlib, subprocess, sys; from offseg_d2.commands import setup_env;"
         f"setup_env.ROOT = pathlib.Path({str(tmp_path)!r}); lock = setup_env.lock_clone();"
         "print('held', flush=True);"
     )
     child = "subprocess.run(['cat'], close_fds=False)"  # ends with the input
-    options = {"cwd": ROOT / "tools", "stdout": subprocess.PIPE, "text": True}
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "text": True}
     first = subprocess.Popen([sys.executable, "-c", code + child], stdin=subprocess.PIPE, **options)
     with first:
         assert first.stdout.readline() == "held\n"

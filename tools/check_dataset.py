@@ -1,68 +1,9 @@
 """Check the files of datasets: every image and label map is read, every fault is reported.
 
-::
-
-    python tools/check_dataset.py camvid_train camvid_val camvid_test
-    python tools/check_dataset.py camvid_train --output checked --json checked/report.json
-
-Finds missing, empty, truncated and unreadable files, label maps of a wrong format, size or with ids
-that the dataset does not know, images that EXIF turns away from their label maps, names that occur
-twice, and more; counts the classes. Exit status: 0 if all is well, 1 if there are faults, 2 after a
-mistake of the user, which is reported in one sentence.
+The same as ``offseg check``; ``--help`` tells more.
 """
 
-import argparse
-import os
-import sys
-
-from detectron2.utils.logger import setup_logger
-
-from offseg_d2.data.inspection import check_datasets, format_json, format_report, plot_classes
-from offseg_d2.utils.cli import report_user_errors
-from offseg_d2.utils.io import file_stem, require_writable_folder, write_atomically
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("names", nargs="+", metavar="NAME", help="registered datasets")
-    parser.add_argument("--output", metavar="DIR", help="folder for pictures of class frequencies")
-    parser.add_argument("--json", metavar="FILE", help="write all that is found there")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="processes that read; 0 reads in this one (default: one per processor, %(default)s)",
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="print at most N faults of a kind (default: all)"
-    )
-    return parser.parse_args()
-
-
-def run(args: argparse.Namespace) -> int:
-    """Check and report; returns the exit status."""
-    setup_logger(name="offseg_d2")
-    if args.output:
-        require_writable_folder(args.output, "--output")
-    if args.json:
-        require_writable_folder(os.path.dirname(args.json) or ".", "--json")
-    reports = check_datasets(args.names, args.workers)
-    for report in reports:
-        print(format_report(report, args.limit), end="\n\n")
-        if args.output:
-            path = os.path.join(args.output, f"{file_stem(report.name)}_classes.png")
-            write_atomically(path, plot_classes(report))
-            print(f"Class frequencies: {path}\n")
-    if args.json:
-        write_atomically(args.json, format_json(reports).encode())
-    return 0 if all(report.is_clean for report in reports) else 1
-
-
-def main() -> None:
-    sys.exit(report_user_errors(run, parse_args()))
-
+from offseg_d2.commands.check_dataset import main
 
 if __name__ == "__main__":
     main()

@@ -2,7 +2,8 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode as CN
@@ -10,16 +11,20 @@ from detectron2.config import get_cfg
 
 from .defaults import add_offseg_config
 from .errors import ConfigError
+from .find import find_config
 from .yaml_chain import parse_yaml, read_yaml_chain
 
+Changes = Mapping[str, Any] | Sequence[Any]
 
-def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
+
+def load_config(config_file: str | os.PathLike[str], opts: Changes = ()) -> CN:
     """Defaults of Detectron2 and offseg_d2, then the file (and its `_BASE_`), then ``opts``.
 
     Args:
-        config_file: path of a YAML file; only plain YAML is accepted, no Python tags. "" uses
-            the defaults alone.
-        opts: KEY VALUE pairs, as on the command line.
+        config_file: path of a YAML file, or the name of one of the package, such as
+            "camvid/offseg_t_offset_cpu". Only plain YAML is accepted, no Python tags. "" uses the
+            defaults alone.
+        opts: keys with their values, as a dictionary or as KEY VALUE pairs of a command line.
 
     Returns:
         a configuration that is not frozen yet.
@@ -28,17 +33,18 @@ def load_config(config_file: str, opts: Sequence[str] = ()) -> CN:
         ConfigError: for an absent or malformed file, an unknown key (naming the nearest ones) or
             a value of the wrong type.
     """
-    loaded = read_yaml_chain(config_file) if config_file else {}
-    return _build(loaded, f" of {config_file}", opts)
+    path = find_config(os.fspath(config_file)) if config_file else ""
+    loaded = read_yaml_chain(path) if path else {}
+    return _build(loaded, f" of {path}", opts)
 
 
-def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
+def load_config_text(text: str, source: str, opts: Changes = ()) -> CN:
     """Load a configuration from its whole text, which checkpoints carry; see :func:`load_config`.
 
     Args:
         text: plain YAML.
         source: where it comes from, for messages.
-        opts: KEY VALUE pairs.
+        opts: as of :func:`load_config`.
 
     Raises:
         ConfigError: as :func:`load_config`.
@@ -51,10 +57,12 @@ def load_config_text(text: str, source: str, opts: Sequence[str] = ()) -> CN:
     return _build(loaded, f" in {source}", opts)
 
 
-def _build(loaded: dict[str, Any], where: str, opts: Sequence[str]) -> CN:
+def _build(loaded: dict[str, Any], where: str, opts: Changes) -> CN:
     cfg = get_cfg()
     add_offseg_config(cfg)
     _merge(cfg, loaded, where)
+    if isinstance(opts, Mapping):
+        opts = [part for pair in opts.items() for part in pair]
     if len(opts) % 2:
         raise ConfigError(f"Options must be KEY VALUE pairs, but are {len(opts)}: {list(opts)}.")
     for key, value in zip(opts[::2], opts[1::2], strict=True):
@@ -71,6 +79,8 @@ def _set(cfg: CN, key: str, value: Any, where: str) -> None:
     """Set one key; ``value`` may be text as on the command line."""
     _check_known(cfg, key, where)
     old = dict(_leaves(cfg))[key]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     # "1" and "6e-5" are numbers as well, though YAML disagrees.
     if isinstance(old, float) and not isinstance(value, bool):
         with contextlib.suppress(TypeError, ValueError):

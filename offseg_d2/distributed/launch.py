@@ -8,7 +8,6 @@ CPU tensors wherever there is CUDA.
 When a process fails, what started it ends the others and reports the cause.
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -28,23 +27,6 @@ from .ranks import RankInfo, find_rank_info, open_store, run_as_rank
 # Seconds that the other processes have to end by themselves after a failure.
 _GRACE = 10.0
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-
-
-def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what Detectron2's argument parser lacks."""
-    parser.add_argument(
-        "--num-processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="with --num-gpus 0: processes on the CPU, which exchange gradients through gloo",
-    )
-
-
-def launch_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of :func:`launch` from a command line."""
-    names = ("num_gpus", "num_processes", "num_machines", "machine_rank", "dist_url")
-    return {name: getattr(args, name) for name in names}
 
 
 def launch(

@@ -12,6 +12,7 @@ from .defaults import (
 from .evaluation import build_evaluator, evaluate
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import checkpoint_activations
+from .run import Run, train
 from .stopping import StopOnSignalHook
 from .train_loop import TrainLoop, UnusedParameterError, seed_iteration
 from .trainer import Trainer
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointHook",
     "EvaluationHook",
     "LearningRateHook",
+    "Run",
     "StopOnSignalHook",
     "TrainLoop",
     "Trainer",
@@ -35,4 +37,5 @@ __all__ = [
     "seed_iteration",
     "setup_run",
     "software_versions",
+    "train",
 ]

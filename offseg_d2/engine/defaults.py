@@ -23,7 +23,6 @@ from detectron2.utils.events import (
     JSONWriter,
     TensorboardXWriter,
 )
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,6 +34,7 @@ from offseg_d2.version import __version__
 
 from .progress import ProgressPrinter
 from .run_lock import RunLock
+from .run_log import FILE_ONLY, open_run_log
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,9 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg = cfg.clone()
     cfg.defrost()
     rank = comm.get_rank()
-    for name in ("fvcore", "detectron2", "offseg_d2"):
-        setup_logger(cfg.OUTPUT_DIR, distributed_rank=rank, name=name)
+    open_run_log(cfg.OUTPUT_DIR, rank)
     logger.info("Process %d of %d", rank, comm.get_world_size())
-    logger.info("Environment:\n%s", collect_env_info())
+    logger.info("Environment:\n%s", collect_env_info(), extra=FILE_ONLY)
     logger.info("Command line: %s", args)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
@@ -73,7 +72,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     seed_all_rng(cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
-    logger.info("Configuration:\n%s", cfg.dump())
+    logger.info("Configuration:\n%s", cfg.dump(), extra=FILE_ONLY)
+    logger.info("Configuration, environment and log: %s", cfg.OUTPUT_DIR)
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     if comm.is_main_process() and not args.eval_only:
         RunLock(cfg.OUTPUT_DIR).release()  # refuses before the files of another training change

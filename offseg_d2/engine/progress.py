@@ -11,8 +11,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage
+from detectron2.utils.events import (
+    CommonMetricPrinter,
+    EventStorage,
+    EventWriter,
+    get_event_storage,
+)
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,6 +40,13 @@ class ProgressPrinter(CommonMetricPrinter):
         super().__init__(max_iter)
         if not torch.cuda.is_available():
             self.logger = _WithMemory(self.logger, {})
+        self._written = -1
+
+    def write(self) -> None:
+        iteration = get_event_storage().iter
+        if iteration != self._written:  # a training may stop right after a line
+            super().write()
+        self._written = iteration
 
 
 class _WithMemory(logging.LoggerAdapter):
@@ -41,6 +54,26 @@ class _WithMemory(logging.LoggerAdapter):
         self, msg: Any, kwargs: MutableMapping[str, Any]
     ) -> tuple[str, MutableMapping[str, Any]]:
         return f"{str(msg).rstrip()}  max_mem: {peak_memory() / 2**20:.0f}M", kwargs
+
+
+class ProgressHook(PeriodicWriter):
+    """Writes at the period of Detectron2's hook; the progress line also after the first iteration.
+
+    Args:
+        writers: to call.
+        period: iterations between two calls.
+    """
+
+    def __init__(self, writers: list[EventWriter], period: int) -> None:
+        super().__init__(writers, period)
+        self.printers = [writer for writer in writers if isinstance(writer, ProgressPrinter)]
+
+    def after_step(self) -> None:
+        iteration, is_first = self.trainer.iter, self.trainer.iter == self.trainer.start_iter
+        if is_first and (iteration + 1) % self._period and iteration < self.trainer.max_iter - 1:
+            for printer in self.printers:
+                printer.write()
+        super().after_step()
 
 
 def peak_memory() -> int:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
-from detectron2.engine.hooks import IterationTimer, PeriodicWriter
+from detectron2.engine.hooks import IterationTimer
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from torch import nn
@@ -34,7 +34,7 @@ from .ema import WeightAverage, WeightAverageHook
 from .evaluation import build_evaluator, run_test
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
-from .progress import OffsetLengthHook, ValidationPictures
+from .progress import OffsetLengthHook, ProgressHook, ValidationPictures
 from .run_lock import RunLock
 from .sampler_state import check_sampler, sampler_state
 from .stopping import StopOnSignalHook
@@ -163,7 +163,7 @@ class Trainer(TrainLoop):
             )
         if comm.is_main_process():
             writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
-            hooks.append(PeriodicWriter(writers, period=cfg.SOLVER.LOG_PERIOD))
+            hooks.append(ProgressHook(writers, period=cfg.SOLVER.LOG_PERIOD))
         return hooks
 
     # ------------------------------------------------------------------ run

@@ -39,8 +39,10 @@ def report_user_errors(function: Callable[..., Any], *args: Any) -> Any:
     """
     try:
         return function(*args)
-    except USER_ERRORS as error:
-        if sys.flags.dev_mode:
+    except (*USER_ERRORS, ImportError) as error:
+        # A missing Detectron2 is one of them, too.
+        lacks_detectron2 = isinstance(error, ImportError) and error.name == "detectron2"
+        if sys.flags.dev_mode or not (isinstance(error, USER_ERRORS) or lacks_detectron2):
             raise
         print(f"error: {printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -164,5 +164,5 @@ def run(argv: Sequence[str] | None = None) -> None:
 
 
 def main() -> None:
-    """Entry point of ``offseg-web``."""
+    """Entry point of ``offseg web``."""
     report_user_errors(run, sys.argv[1:])

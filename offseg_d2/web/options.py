@@ -1,12 +1,12 @@
-"""The command line of ``offseg-web``."""
+"""The command line of ``offseg web``."""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from detectron2.utils.file_io import PathManager
-
-from offseg_d2.web.uploads import Limits, UploadError, read_upload
+if TYPE_CHECKING:
+    from offseg_d2.web.uploads import Limits
 
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 _DESCRIPTION = """\
@@ -57,15 +57,17 @@ class Options:
         return first + ([(self.weights2, self.config_file2)] if self.weights2 else [])
 
     @property
-    def limits(self) -> Limits:
+    def limits(self) -> "Limits":
         """Limits of the uploads."""
+        from offseg_d2.web.uploads import Limits
+
         return Limits(round(self.max_size * 1_000_000), round(self.max_pixels * 1_000_000))
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of ``offseg-web``."""
+    """Build the parser of ``offseg web``."""
     parser = argparse.ArgumentParser(
-        prog="offseg-web",
+        prog="offseg web",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -94,6 +96,10 @@ def parse(argv: Sequence[str] | None = None) -> Options:
     Raises:
         ValueError: an option cannot be used.
     """
+    from detectron2.utils.file_io import PathManager
+
+    from offseg_d2.web.uploads import UploadError, read_upload
+
     options = Options(**vars(build_parser().parse_intermixed_args(argv)))
     for name in ("max_size", "max_pixels"):
         value, option = getattr(options, name), name.replace("_", "-")

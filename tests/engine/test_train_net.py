@@ -29,7 +29,6 @@ def command(tmp_path, monkeypatch, capsys):
     before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
 
     def call(*arguments, config_file=config) -> tuple[int, str, str]:
-        engine.defaults.setup_logger.cache_clear()
         for name in LOGGERS:
             logging.getLogger(name).handlers = []
         argv = ["train_net.py", "--config-file", str(config_file), *map(str, arguments)]
