@@ -7,7 +7,7 @@ TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py \
 	offseg_d2/commands/setup_env.py)
 
-.PHONY: help demo test test-extras test-slurm lint setup doctor clean
+.PHONY: help demo test test-extras test-slurm lint setup doctor matrix clean
 
 help:
 	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make setup   only make the environment $(VENV)"
 	@echo "make lint    ruff and mypy"
 	@echo "make doctor  versions, CUDA, dataset folders, and what to do about problems"
+	@echo "make matrix  install and use the project in fresh environments: PYTHONS=..., TORCH=..."
 	@echo "make clean   remove the environment and caches (trained models stay)"
 
 setup:
@@ -48,6 +49,12 @@ test-slurm: setup
 
 doctor: setup
 	@$(BIN)/python -m offseg_d2.doctor
+
+# Each environment takes some GB, and is deleted afterwards.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+TORCH ?= 2.6.0 newest
+matrix:
+	$(PYTHON) tests/matrix.py --pythons $(PYTHONS) --torch $(TORCH)
 
 clean:
 	rm -rf "$(VENV)" "$(VENV).incomplete" build dist *.egg-info .setup.lock \

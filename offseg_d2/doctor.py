@@ -22,6 +22,7 @@ from offseg_d2._requirements import detectron2_install_command, has_module
 from offseg_d2.version import __version__
 
 OK, NOTE, WARNING, PROBLEM = "ok", "note", "warning", "PROBLEM"
+NEWEST_PYTHON = (3, 13)  # that `make matrix` has tried
 # module that must import -> distributions any of which brings it
 MODULES = {
     "torch": ("torch",),
@@ -118,6 +119,17 @@ def check_modules() -> Iterator[Finding]:
             yield Finding(OK, module, found or "of unknown origin")
 
 
+def check_python() -> Iterator[Finding]:
+    """The version of Python; one that is too old cannot import this file."""
+    version = platform.python_version()
+    if sys.version_info[:2] > NEWEST_PYTHON:
+        newest = ".".join(map(str, NEWEST_PYTHON))
+        text = f"{version} was not tried; 3.10 to {newest} were"
+        yield Finding(WARNING, "Python", text, "if something fails, take one that was tried")
+    else:
+        yield Finding(OK, "Python", version)
+
+
 def check_versions() -> Iterator[Finding]:
     """Installed versions against those that setup.py asks for, extras included."""
     try:
@@ -207,7 +219,15 @@ def check_datasets() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    *(check_modules, check_versions, check_opencv, check_torchvision, check_cuda, check_datasets),
+    *(
+        check_python,
+        check_modules,
+        check_versions,
+        check_opencv,
+        check_torchvision,
+        check_cuda,
+        check_datasets,
+    ),
 )
 
 

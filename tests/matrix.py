@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pythons = ["python3.10", "python3.11", "python3.12", "python3.13"]
     parser.add_argument("--pythons", nargs="+", default=pythons, help="programs, or their paths")
     parser.add_argument("--torch", nargs="+", default=["2.6.0", "newest"], metavar="VERSION")
-    parser.add_argument("--folder", type=Path, help="for the environments; default: a temporary one")
+    parser.add_argument("--folder", type=Path, help="for the environments (temporary)")
     parser.add_argument("--keep", action="store_true", help="keep the environments")
     args = parser.parse_args(arguments)
     top = Path(args.folder or tempfile.mkdtemp(prefix="offseg-matrix-")).absolute()
@@ -98,7 +98,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             outcome[python, torch] = f"FAILED: {failed}" if failed else "works"
             if not args.keep:
                 shutil.rmtree(folder)
-    print("\n".join(f"{python}, torch {torch}: {text}" for (python, torch), text in outcome.items()))
+    print(
+        "\n".join(f"{python}, torch {torch}: {text}" for (python, torch), text in outcome.items())
+    )
     return int(any(text.startswith("FAILED") for text in outcome.values()))
 
 

@@ -74,6 +74,23 @@ def test_a_bare_folder_named_like_a_package_is_not_taken_for_the_package(tmp_pat
     assert has_module("bare_folder_package")
 
 
+@pytest.mark.parametrize(
+    ("version", "level"), [((3, 10, 0), doctor.OK), ((3, 13), doctor.OK), ((3, 14), doctor.WARNING)]
+)
+def test_python_that_was_not_tried_is_a_warning(version, level, monkeypatch):
+    monkeypatch.setattr(doctor.sys, "version_info", version)
+    (finding,) = doctor.check_python()
+    assert (finding.level, finding.name) == (level, "Python")
+
+
+def test_old_python_is_refused_in_one_sentence():
+    code = "import sys; sys.version_info = (3, 9, 2, 'final', 0); import offseg_d2.doctor"
+    result = run_without_packages("-c", code)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: offseg_d2 needs Python 3.10 or newer, but ")
+
+
 def test_torchvision_that_does_not_fit_torch_is_a_problem_with_a_remedy(monkeypatch):
     def nms(*_args: object) -> None:
         raise RuntimeError("operator torchvision::nms does not exist\nlong explanation")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import offseg_d2
+from offseg_d2 import _requirements
 from tests.common import ROOT
 
 PACKAGE = "offseg_d2"
@@ -138,6 +139,95 @@ print({"matplotlib", "tensorboard", "submitit"} & set(sys.modules))
 def test_predicting_does_not_import_training():
     result = subprocess.run([sys.executable, "-c", PREDICTING], capture_output=True, text=True)
     assert result.stdout.split("\n")[:2] == ["set()", "set()"], result.stdout + result.stderr
+
+
+REGISTERED = """
+import sys
+{first}
+{second}
+print("ade20k_150_val" in DatasetCatalog, "PerPixelSegmentor" in META_ARCH_REGISTRY)
+print("offseg_d2.engine" in sys.modules)
+"""
+OURS = (
+    "import offseg_d2",
+    "import offseg_d2.checkpoint",
+    "from offseg_d2 import replace_classifier",
+)
+CATALOGS = (
+    "from detectron2.data.catalog import DatasetCatalog\n"
+    "from detectron2.modeling import META_ARCH_REGISTRY"
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(OURS[0], CATALOGS), (OURS[1], CATALOGS), (OURS[2], CATALOGS),
+                          (CATALOGS, OURS[0])],
+)  # fmt: skip
+def test_models_and_datasets_are_registered_after_the_import(first, second):
+    code = REGISTERED.format(first=first, second=second)
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout.split() == ["True", "True", "False"], result.stderr
+
+
+def test_import_alone_loads_neither_torch_nor_detectron2():
+    code = "import sys, offseg_d2; print({'torch', 'detectron2', 'numpy'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
+
+
+# What registers must not be needed by what it is made of: that would be a circle.
+BELOW = """
+import sys
+from offseg_d2 import checkpoint, config, layers, solver
+import offseg_d2.utils.io
+print({"detectron2.data", "detectron2.modeling"} & set(sys.modules))
+"""
+
+
+def test_rooms_below_data_and_modeling_do_not_load_the_catalogs():
+    result = subprocess.run([sys.executable, "-c", BELOW], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr
+
+
+TORCH_ALONE = """
+import sys
+ABSENT = {"detectron2", "fvcore", "iopath", "yacs", "cv2", "PIL", "scipy", "torchvision",
+          "matplotlib", "pycocotools", "submitit"}
+class Blocker:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in ABSENT:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Blocker)
+import torch
+from offseg_d2 import OffsetClassifier, OffsetLearning, replace_classifier
+from offseg_d2.modeling import OffsetMaskPredictor
+model = torch.nn.Sequential(torch.nn.Conv2d(6, 3, 1))
+replace_classifier(model, "0")
+print(type(model[0]).__name__, list(model(torch.rand(2, 6, 4, 5)).shape))
+try:
+    from offseg_d2 import Segmenter
+except ImportError as error:
+    print(str(error).split(";")[0])
+try:
+    from offseg_d2.modeling import build_model
+except ImportError as error:
+    print(str(error).split(";")[0])
+"""
+
+
+def test_offset_learning_needs_torch_alone():
+    result = subprocess.run([sys.executable, "-c", TORCH_ALONE], capture_output=True, text=True)
+    refusal = "offseg_d2 needs Detectron2, which is not installed here"
+    assert result.stdout.splitlines() == ["OffsetClassifier [2, 3, 4, 5]", refusal, refusal], (
+        result.stderr
+    )
+
+
+def test_detectron2_does_not_suffer_from_what_is_missing_here(monkeypatch):
+    monkeypatch.setitem(sys.modules, "offseg_d2.absent_room", None)
+    with pytest.warns(UserWarning, match=r"absent_room could not be registered with Detectron2"):
+        _requirements._register("offseg_d2.absent_room")
 
 
 def _names_of_the_package(name: str) -> set[str]:

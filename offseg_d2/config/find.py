@@ -38,7 +38,7 @@ def find_config(name: str) -> str:
         if "://" in name or PathManager.isfile(path):  # an address is refused where it is read
             return path
     names = config_names()
-    wanted = name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml")
+    wanted = name.removeprefix("./").removeprefix("configs/").removesuffix(".yaml").rstrip("/")
     if wanted in names:
         return str(config_folder() / f"{wanted}.yaml")
     hint = ", ".join(f"`{near}`" for near in _nearest(wanted, names))

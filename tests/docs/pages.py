@@ -22,13 +22,15 @@ def blocks(page: Path, kinds: tuple[str, ...]) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """Calls of the project's scripts in fenced blocks, as lists of words."""
+    """Calls of the project's programs in fenced blocks, as lists of words."""
     found = []
     for body in blocks(page, ("", "bash")):
         for line in body.replace("\\\n", " ").splitlines():
             words = shlex.split(line.strip(), comments=True) if "'" not in line else _split(line)
             if "python" in words[:3]:
                 found.append(words[words.index("python") + 1 :])
+            elif "offseg" in words[:2] and len(words) > 1:
+                found.append(words[words.index("offseg") :])
     return found
 
 

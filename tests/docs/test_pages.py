@@ -1,25 +1,28 @@
 """Commands, keys and links of the documentation exist."""
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
+from offseg_d2.__main__ import ALIASES, COMMANDS
 from offseg_d2.config import load_config
+from offseg_d2.config.find import config_names
 from tests.common import ROOT
 from tests.docs.pages import PAGES, anchors, blocks, commands, links, name_of
 
-OF_DETECTRON2 = {
-    *("--config-file", "--eval-only", "--resume", "--num-gpus", "--num-machines"),
-    *("--machine-rank", "--dist-url", "--help"),
-}
 ELSEWHERE = ("http://", "https://", "mailto:")
 KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR")
 
 
 def script_of(words: list[str]) -> Path | None:
     """The project's script that a command calls."""
+    if words[0] == "offseg":
+        name = words[1].replace("_", "-")
+        module, _ = COMMANDS.get(ALIASES.get(name, name), ("no_such_command", ""))
+        return ROOT / f"offseg_d2/commands/{module}.py"
     target = words[1] if words[0] == "-m" else words[0]
     path = ROOT / (target.replace(".", "/") + ".py" if words[0] == "-m" else target)
     package = ROOT / target.replace(".", "/") / "__main__.py"
@@ -31,7 +34,10 @@ def script_of(words: list[str]) -> Path | None:
 
 
 def flags_of(script: Path) -> set[str]:
-    """Flags that a script, or a module of the project that it uses, defines."""
+    """Flags that a command, a script, or a module of the project that it uses, defines."""
+    if script.parent.name in ("tools", "commands"):
+        parser = importlib.import_module(f"offseg_d2.commands.{script.stem}").make_parser()
+        return {flag for action in parser._actions for flag in action.option_strings}
     text = script.read_text(encoding="utf-8")
     files = {script}
     found: set[str] = set()
@@ -40,14 +46,9 @@ def flags_of(script: Path) -> set[str]:
             module = ROOT / node.module.replace(".", "/")
             files |= {module.with_suffix(".py"), script.parent / f"{node.module}.py"}
             files |= set(module.glob("*.py"))
-            if "detectron2" in node.module:
-                found |= OF_DETECTRON2
     for file in files:
         content = file.read_text(encoding="utf-8") if file.is_file() else ""
         found |= set(re.findall(r"""["'](--[\w-]+)["']""", content))
-        # Fields of a dataclass that becomes a command line.
-        fields = re.findall(r"^    (\w+): \w+ = ", content, re.MULTILINE)
-        found |= {f"--{name}".replace("_", "-") for name in fields}
     return found
 
 
@@ -68,9 +69,13 @@ def test_script_flags_files_and_keys_of_a_command_exist(page, words):
     assert script.is_file(), f"{words[0]} does not exist"
     flags = {word.split("=")[0] for word in words if word.startswith("--")}
     assert flags <= flags_of(script) | {"--help"}, flags - flags_of(script)
+    last = ""
     for word in words:
         if word.startswith("configs/") and not re.search(r"NAME|DATASET|\.\.\.", word):
             assert (ROOT / word).is_file(), f"{word} does not exist"
+        if last == "--config-file" and re.fullmatch(r"[a-z0-9_]+/[a-z0-9_]+", word):
+            assert word in config_names(), f"{word} is no configuration"
+        last = word
     keys = [word for word in words if KEY.fullmatch(word)]
     defaults = load_config("")
     for key in keys:

@@ -1,0 +1,95 @@
+"""``offseg_d2.train``: a training in one call, its files and what it logs where."""
+
+import logging
+import re
+
+import pytest
+import yaml
+from detectron2.utils.logger import setup_logger
+
+import offseg_d2
+from offseg_d2.config import ConfigError, load_config
+from offseg_d2.engine import run_log
+from tests.engine.tiny import TinyTrainer, make_cfg
+
+
+@pytest.fixture
+def train(tmp_path):
+    """Trains the tiny model into a folder of ``tmp_path``; loggers are left as they were."""
+    loggers = [logging.getLogger(name) for name in run_log.NAMES]
+    before = [(log, log.handlers, log.level, log.propagate) for log in loggers]
+    for log in loggers:
+        log.handlers = []
+    config = tmp_path / "tiny.yaml"
+    config.write_text(yaml.safe_dump(yaml.safe_load(make_cfg(tmp_path / "run").dump())))
+
+    def call(name: str = "run", changes=(), **options) -> "offseg_d2.engine.Run":
+        pairs = {"OUTPUT_DIR": str(tmp_path / name), "SOLVER.MAX_ITER": 6, **dict(changes)}
+        return offseg_d2.train(config, pairs, trainer=TinyTrainer, num_gpus=0, **options)
+
+    yield call
+    setup_logger.cache_clear()
+    for log, handlers, level, propagate in before:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)
+
+
+def test_run_names_its_files_and_results(train, tmp_path):
+    run = train()
+    folder = tmp_path / "run"
+    assert run.output_dir == str(folder)
+    assert run.last == str(folder / "model_final.pth")
+    assert run.best == str(folder / "model_best.pth")
+    assert (folder / "model_best.pth").is_file() and (folder / "model_final.pth").is_file()
+    assert '"total_loss"' in (folder / "metrics.json").read_text()
+    assert run.metrics == str(folder / "metrics.json")
+    assert 0 <= run.results["sem_seg"]["mIoU"] <= 100
+    written = load_config(folder / "config.yaml")
+    assert (written.SOLVER.MAX_ITER, written.MODEL.DEVICE) == (6, "cpu")
+    (folder / "model_best.pth").unlink()
+    assert run.best == run.last
+
+
+def test_resume_goes_on(train, tmp_path):
+    train()
+    train(changes={"SOLVER.MAX_ITER": 8}, resume=True)
+    assert "Continuing at iteration 6" in (tmp_path / "run/log.txt").read_text()
+
+
+def test_terminal_shows_progress_from_the_first_iteration_and_the_file_all(train, tmp_path, capsys):
+    train(changes={"SOLVER.MAX_ITER": 9, "SOLVER.LOG_PERIOD": 4})
+    printed, log = capsys.readouterr().out, (tmp_path / "run/log.txt").read_text()
+    for text in (printed, log):
+        assert re.findall(r" iter: (\d+) ", text) == ["0", "3", "7", "8"]
+        assert re.search(r"eta: \d:\d\d:\d\d  iter: 7 ", text)
+    for text in ("WARMUP_ITERS", "Environment"):
+        assert text in log and text not in printed
+    assert "\x1b" not in log
+
+
+def test_second_run_of_a_program_has_a_log_of_its_own(train, tmp_path, capsys):
+    train("first", {"SOLVER.LOG_PERIOD": 3})
+    first = (tmp_path / "first/log.txt").read_text()
+    capsys.readouterr()
+    train("second", {"SOLVER.LOG_PERIOD": 3})
+    assert re.findall(r" iter: (\d+) ", capsys.readouterr().out) == ["0", "2", "5"]
+    assert (tmp_path / "first/log.txt").read_text() == first
+
+
+def test_mistake_is_an_exception_for_the_program(train):
+    with pytest.raises(ConfigError, match=r"`SOLVER\.MAX_ITRE`"):
+        train(changes={"SOLVER.MAX_ITRE": 5})
+    with pytest.raises(ValueError, match=r"`DATASETS.TEST` must"):
+        train(changes={"DATASETS.TEST": ("tiny_vall",)})
+
+
+def test_stop_right_after_the_first_line_is_not_hidden_by_the_log(train, monkeypatch):
+    def stop(self) -> None:
+        if self.iter == 1:
+            raise FloatingPointError("stopped")
+        steps(self)
+
+    steps = TinyTrainer.run_step
+    monkeypatch.setattr(TinyTrainer, "run_step", stop)
+    with pytest.raises(FloatingPointError, match="stopped"):
+        train()
