@@ -12,7 +12,7 @@ TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 help:
 	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
 	@echo "make test    lint and the default tests"
-	@echo "make test-extras  the tests of export and web page, whose packages it installs"
+	@echo "make test-extras  the tests of export, web page and site, whose packages it installs"
 	@echo "make test-slurm  the tests on a real SLURM, which they start on this machine"
 	@echo "make setup   only make the environment $(VENV)"
 	@echo "make lint    ruff and mypy"

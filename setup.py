@@ -71,6 +71,7 @@ setup(
     ],
     extras_require={
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
+        "docs": ["mkdocs"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "openvino": ["openvino"],
         "timm": ["timm"],

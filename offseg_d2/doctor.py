@@ -219,15 +219,8 @@ def check_datasets() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    *(
-        check_python,
-        check_modules,
-        check_versions,
-        check_opencv,
-        check_torchvision,
-        check_cuda,
-        check_datasets,
-    ),
+    *(check_python, check_modules, check_versions),
+    *(check_opencv, check_torchvision, check_cuda, check_datasets),
 )
 
 

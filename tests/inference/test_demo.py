@@ -15,6 +15,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.checkpoint import CheckpointError
+from offseg_d2.commands import make_demo as make_demo_command
+from offseg_d2.commands.demo import parse_args
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.data import build_mapper
 from offseg_d2.data.datasets import ShapesParams, register_shapes
@@ -238,7 +240,7 @@ def test_another_number_of_classes_is_an_error(weights):
 
 @pytest.fixture
 def make_demo(tmp_path, monkeypatch):
-    """The functions of tools/make_demo.py, on five scenes and for seconds."""
+    """The command make-demo, on five scenes and for seconds."""
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
     register_shapes("few_shapes", ShapesParams(num_train=2, num_val=3, size=(64, 96)))
     config = tmp_path / "demo.yaml"
@@ -253,9 +255,8 @@ def make_demo(tmp_path, monkeypatch):
         "SOLVER: {IMS_PER_BATCH: 2, MAX_ITER: 2, WARMUP_ITERS: 1}\n"
         f"OUTPUT_DIR: {tmp_path / 'run'}\n"
     )
-    functions = runpy.run_path(str(ROOT / "tools/make_demo.py"))
-    functions["main"].__globals__["CONFIG"] = config
-    yield functions
+    monkeypatch.setattr(make_demo_command, "CONFIG", str(config))
+    yield make_demo_command
     for split in ("train", "val"):
         DatasetCatalog.remove(f"few_shapes_{split}")
         MetadataCatalog.remove(f"few_shapes_{split}")
@@ -266,7 +267,7 @@ def test_make_demo_trains_again_evaluates_and_draws(make_demo, tmp_path, capsys)
     (run / "pictures").mkdir(parents=True)
     for stale in ("model_0000009.pth", "metrics.json", "pictures/old.png", "my notes.md"):
         (run / stale).write_text("of an earlier run")
-    make_demo["main"]()
+    make_demo.main([])
     printed = capsys.readouterr().out
     assert "mIoU on few_shapes_val: " in printed
     assert "always the most frequent class: " in printed
@@ -287,7 +288,7 @@ def test_chance_is_the_share_of_the_largest_class_over_the_number_of_classes(mak
     samples = DatasetCatalog.get("few_shapes_val")
     labels = np.stack([cv2.imread(r["sem_seg_file_name"], -1) for r in samples])
     largest = np.bincount(labels.ravel()).max() / labels.size
-    assert make_demo["chance_miou"]("few_shapes_val") == pytest.approx(100 * largest / 8)
+    assert make_demo.chance_miou("few_shapes_val") == pytest.approx(100 * largest / 8)
 
 
 def test_file_as_output_folder_is_refused_before_the_model_is_loaded(tmp_path, images):
@@ -306,9 +307,8 @@ def test_file_as_output_folder_is_refused_before_the_model_is_loaded(tmp_path, i
         (["--draw", "label-map"], "`--draw` must be overlay or side-by-side for a camera"),
     ],
 )
-def test_options_that_a_camera_cannot_have_are_refused(options, message, monkeypatch, capsys):
-    words = ["demo.py", "--weights", "a.pth", "--webcam", "0", "--output", "o", *options]
-    monkeypatch.setattr(sys, "argv", words)
+def test_options_that_a_camera_cannot_have_are_refused(options, message, capsys):
+    words = ["--weights", "a.pth", "--webcam", "0", "--output", "o", *options]
     with pytest.raises(SystemExit) as caught:
-        runpy.run_path(str(ROOT / "tools/demo.py"))["parse_args"]()
+        parse_args(words)
     assert caught.value.code == 2 and message in capsys.readouterr().err
