@@ -19,8 +19,12 @@ _WITHOUT = (
     *("offseg_d2.modeling.replace_classifier", "offseg_d2.web", "offseg_d2.web.options"),
 )
 _WITHOUT_BELOW = ("offseg_d2.commands.", "offseg_d2.layers.")
-# module of Detectron2 that holds a catalog -> room that has something to register there
-_ROOMS = {"detectron2.data": "offseg_d2.data", "detectron2.modeling": "offseg_d2.modeling"}
+# module of Detectron2 that holds a catalog -> what has something to register there
+_ROOMS = {
+    "detectron2.data": "offseg_d2.data",
+    "detectron2.modeling": "offseg_d2.modeling",
+    "detectron2.utils.file_io": "offseg_d2.utils.downloads",
+}
 
 
 def has_module(name: str) -> bool:

@@ -18,11 +18,13 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.config import CfgNode
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
 
 from offseg_d2.utils.io import remove_temporary_files, write_atomically
@@ -237,6 +239,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         if not path:
             self.logger.info("`MODEL.WEIGHTS` is empty: the weights are the model's initial ones.")
             return {}
+        address = urlsplit(path)
+        if address.netloc and address.query and "matching_heuristics" not in address.query:
+            path = PathManager.get_local_path(path)  # Detectron2 would cut off the query
         self._path, self._complete = path, complete
         return super().load(path, checkpointables=checkpointables)
 

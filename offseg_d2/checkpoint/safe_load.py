@@ -105,9 +105,9 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
 
 
 def _reader_for(path: str, local_path: str) -> Callable[[str, str], Any]:
-    if path.endswith(".safetensors"):
+    if local_path.endswith(".safetensors"):
         return _load_safetensors
-    if path.endswith(".pkl") and not zipfile.is_zipfile(local_path):
+    if local_path.endswith(".pkl") and not zipfile.is_zipfile(local_path):
         return _load_pickle
     return _load_torch
 

@@ -264,4 +264,7 @@ def _change_defaults(cfg: CN) -> None:
     cfg.MODEL.META_ARCHITECTURE = "PerPixelSegmentor"
     cfg.MODEL.SEM_SEG_HEAD.NAME = "PerPixelHead"
     cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = 256
+    # 0: no part of the backbone is frozen (Detectron2's default is 2); 1 freezes the stem, 2 also
+    # the first stage, up to 5.
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.WEIGHTS = ""

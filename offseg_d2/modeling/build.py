@@ -8,13 +8,25 @@ from detectron2.modeling import build_model as build_meta_architecture
 from torch import nn
 
 from offseg_d2.config import ConfigError
+from offseg_d2.modeling.backbone.freezing import check_freeze_at
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Build the model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``, with initial weights."""
+    """Build the model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``, with initial weights.
+
+    Raises:
+        ValueError: if a key has an impossible value, or one that the backbone does not look at.
+    """
+    check_freeze_at(cfg.MODEL.BACKBONE.FREEZE_AT)
     model = build_meta_architecture(cfg)
+    backbone = getattr(model, "backbone", model)
+    if cfg.MODEL.BACKBONE.FREEZE_AT and all(p.requires_grad for p in backbone.parameters()):
+        raise ConfigError(
+            f"`MODEL.BACKBONE.FREEZE_AT` must be 0 for the backbone {cfg.MODEL.BACKBONE.NAME!r}, "
+            f"which freezes no stages, but is {cfg.MODEL.BACKBONE.FREEZE_AT}."
+        )
     values = sum(parameter.numel() for parameter in model.parameters())
     logger.info("Model %s with %d parameters", cfg.MODEL.META_ARCHITECTURE, values)
     return model

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ShapeSpec
 from torch import Tensor, nn
 
 from offseg_d2.layers import ConvBN, DropPath, drop_path_rates, norm_gelu_conv
@@ -20,6 +20,7 @@ from offseg_d2.modeling.backbone.efficientformer_v2_attention import (
     Attention,
     DownsamplingAttention,
 )
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
 
 NOMINAL_INPUT_SIZE = 512
 STRIDES = (4, 8, 16, 32)
@@ -155,7 +156,7 @@ class AttentionDownsample(ConvBN):
 
 
 @BACKBONE_REGISTRY.register()
-class EfficientFormerV2(Backbone):
+class EfficientFormerV2(FreezableBackbone):
     """EfficientFormerV2 without its classification head.
 
     Args:
@@ -163,6 +164,7 @@ class EfficientFormerV2(Backbone):
         drop_path_rate: stochastic depth rate of the last block; None means the variant's own.
         layer_scale_init: initial value of the layer scales.
         out_features: which of "res2", "res3", "res4", "res5" to return.
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
 
     Raises:
         ValueError: if ``variant`` or an output is unknown.
@@ -179,6 +181,7 @@ class EfficientFormerV2(Backbone):
         drop_path_rate: float | None = None,
         layer_scale_init: float = 1e-5,
         out_features: tuple[str, ...] = ("res2", "res3", "res4", "res5"),
+        freeze_at: int = 0,
     ) -> None:
         super().__init__()
         if variant not in EFFICIENTFORMER_V2_VARIANTS:
@@ -211,6 +214,7 @@ class EfficientFormerV2(Backbone):
         self._out_features = list(out_features)
         self._out_feature_channels = {name: widths[i] for name, i in levels.items()}
         self._out_feature_strides = {name: STRIDES[i] for name, i in levels.items()}
+        self.freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
@@ -219,7 +223,13 @@ class EfficientFormerV2(Backbone):
             "variant": keys.VARIANT,
             "drop_path_rate": None if keys.DROP_PATH_RATE < 0 else keys.DROP_PATH_RATE,
             "layer_scale_init": keys.LAYER_SCALE_INIT,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
+
+    def parts(self) -> list[tuple[nn.Module, ...]]:
+        """The stem, then the stages, all but the first one with its downsampling."""
+        later = zip(self.downsamples, self.stages[1:], strict=True)
+        return [(self.stem,), (self.stages[0],), *later]
 
     @property
     def size_divisibility(self) -> int:

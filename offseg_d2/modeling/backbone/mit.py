@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ShapeSpec
 from torch import Tensor, nn
 
 from offseg_d2.layers import ChannelLayerNorm, DropPath, drop_path_rates, fan_out_normal_
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
 
 STRIDES = (4, 8, 16, 32)
 NUM_HEADS = (1, 2, 5, 8)
@@ -165,19 +166,22 @@ class Stage(nn.Module):
 
 
 @BACKBONE_REGISTRY.register()
-class MiT(Backbone):
+class MiT(FreezableBackbone):
     """Mix Transformer without its classification head.
 
     Args:
         variant: a key of ``MIT_VARIANTS``.
         drop_path_rate: stochastic depth rate of the last block.
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
 
     Raises:
         ValueError: if ``variant`` is unknown.
     """
 
     @configurable
-    def __init__(self, *, variant: str, drop_path_rate: float = DROP_PATH_RATE) -> None:
+    def __init__(
+        self, *, variant: str, drop_path_rate: float = DROP_PATH_RATE, freeze_at: int = 0
+    ) -> None:
         super().__init__()
         if variant not in MIT_VARIANTS:
             raise ValueError(
@@ -200,12 +204,21 @@ class MiT(Backbone):
         self._out_features = [f"res{level + 2}" for level in range(4)]
         self._out_feature_channels = dict(zip(self._out_features, spec.dims, strict=True))
         self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
+        self.freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         keys = cfg.MODEL.MIT
         rate = DROP_PATH_RATE if keys.DROP_PATH_RATE < 0 else keys.DROP_PATH_RATE
-        return {"variant": keys.VARIANT, "drop_path_rate": rate}
+        return {
+            "variant": keys.VARIANT,
+            "drop_path_rate": rate,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    def parts(self) -> list[list[nn.Module]]:
+        """The first patch embedding, then the stages."""
+        return [[self.stages[0].patch_embed], *([stage] for stage in self.stages)]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the feature pyramid.

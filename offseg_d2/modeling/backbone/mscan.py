@@ -12,11 +12,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ShapeSpec
 from torch import Tensor, nn
 
 from offseg_d2.layers import ChannelLayerNorm, ConvBN, DropPath, drop_path_rates, fan_out_normal_
 from offseg_d2.modeling.backbone.efficientformer_v2 import Downsample
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
 
 STRIDES = (4, 8, 16, 32)
 MLP_RATIOS = (8, 8, 4, 4)
@@ -138,7 +139,7 @@ class Stage(nn.Module):
 
 
 @BACKBONE_REGISTRY.register()
-class MSCAN(Backbone):
+class MSCAN(FreezableBackbone):
     """MSCAN without its classification head.
 
     The batch norms of the stem are named `bn`, all other norms `norm...`, as their weight decay
@@ -147,13 +148,16 @@ class MSCAN(Backbone):
     Args:
         variant: a key of ``MSCAN_VARIANTS``.
         drop_path_rate: stochastic depth rate of the last block; None means the variant's own.
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
 
     Raises:
         ValueError: if ``variant`` is unknown.
     """
 
     @configurable
-    def __init__(self, *, variant: str, drop_path_rate: float | None = None) -> None:
+    def __init__(
+        self, *, variant: str, drop_path_rate: float | None = None, freeze_at: int = 0
+    ) -> None:
         super().__init__()
         if variant not in MSCAN_VARIANTS:
             choices = sorted(MSCAN_VARIANTS)
@@ -179,12 +183,22 @@ class MSCAN(Backbone):
         self._out_features = [f"res{level + 2}" for level in range(4)]
         self._out_feature_channels = dict(zip(self._out_features, dims, strict=True))
         self._out_feature_strides = dict(zip(self._out_features, STRIDES, strict=True))
+        self.freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
         keys = cfg.MODEL.MSCAN
         rate = None if keys.DROP_PATH_RATE < 0 else keys.DROP_PATH_RATE
-        return {"variant": keys.VARIANT, "drop_path_rate": rate}
+        return {
+            "variant": keys.VARIANT,
+            "drop_path_rate": rate,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+        }
+
+    def parts(self) -> list[tuple[nn.Module, ...]]:
+        """The stem, then the stages, all but the first one with its downsampling."""
+        later = zip(self.downsamples, self.stages[1:], strict=True)
+        return [(self.stem,), (self.stages[0],), *later]
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         """Compute the feature pyramid.

@@ -16,6 +16,7 @@ from detectron2.modeling.backbone.swin import SwinTransformer
 from torch import Tensor, nn
 
 from offseg_d2.layers import DropPath, drop_path_rates
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
 
 DROP_PATH_RATE = 0.3
 SIZE_DIVISIBILITY = 32
@@ -48,13 +49,14 @@ SWIN_VARIANTS = {
 
 
 @BACKBONE_REGISTRY.register()
-class Swin(SwinTransformer):
+class Swin(FreezableBackbone, SwinTransformer):
     """Swin Transformer with features at strides 4, 8, 16 and 32.
 
     Args:
         variant: key of ``SWIN_VARIANTS``.
         drop_path_rate: largest stochastic depth rate; negative means 0.3.
         window_size: side of an attention window in tokens; 0 means the variant's own.
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
 
     Raises:
         ValueError: if the variant is unknown or the window size negative.
@@ -62,7 +64,12 @@ class Swin(SwinTransformer):
 
     @configurable
     def __init__(
-        self, *, variant: str = "t", drop_path_rate: float = -1.0, window_size: int = 0
+        self,
+        *,
+        variant: str = "t",
+        drop_path_rate: float = -1.0,
+        window_size: int = 0,
+        freeze_at: int = 0,
     ) -> None:
         if variant not in SWIN_VARIANTS:
             raise ValueError(
@@ -90,6 +97,7 @@ class Swin(SwinTransformer):
         self._out_features = list(self.levels.values())
         self._out_feature_channels = {f"res{i + 2}": table.dim * 2**i for i in range(4)}
         self._out_feature_strides = {f"res{i + 2}": 2 ** (i + 2) for i in range(4)}
+        self.freeze(freeze_at)
 
     def _set_drop_path(self, largest: float) -> None:
         """Set our own stochastic depth in place of Detectron2's."""
@@ -105,7 +113,20 @@ class Swin(SwinTransformer):
             "variant": keys.VARIANT,
             "drop_path_rate": keys.DROP_PATH_RATE,
             "window_size": keys.WINDOW_SIZE,
+            "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
         }
+
+    def parts(self) -> list[list[nn.Module]]:
+        """The patch embedding, then the stages, each with the merging of patches before it."""
+        layers = list(self.layers)
+        merges = [[layer.downsample] for layer in layers[:-1]]
+        return [
+            [self.patch_embed],
+            *(
+                [*merge, *layer.blocks, self.get_submodule(f"norm{i}")]
+                for i, (merge, layer) in enumerate(zip([[], *merges], layers, strict=True))
+            ),
+        ]
 
     @property
     def size_divisibility(self) -> int:

@@ -9,16 +9,17 @@ Shapes: B batch, C channels.
 from types import ModuleType
 
 from detectron2.config import CfgNode
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, ShapeSpec
 from torch import Tensor, nn
 
 from offseg_d2.checkpoint import load_state_dict_file
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
 
 LEVELS = {4: "res2", 8: "res3", 16: "res4", 32: "res5"}
 SIZE_DIVISIBILITY = 32
 
 
-class TimmBackbone(Backbone):
+class TimmBackbone(FreezableBackbone):
     """A network of timm that gives features at strides 4, 8, 16 and 32.
 
     Args:
@@ -28,6 +29,7 @@ class TimmBackbone(Backbone):
             or not), read without executing anything; "" for none.
         image_size: (height, width) in pixels, passed to networks that are built for one input
             size, such as Swin; empty for all others.
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
 
     Raises:
         ValueError: if timm is not installed, has no such network, or this lacks one of the strides.
@@ -40,6 +42,7 @@ class TimmBackbone(Backbone):
         pretrained: bool = False,
         checkpoint: str = "",
         image_size: tuple[int, ...] = (),
+        freeze_at: int = 0,
     ) -> None:
         super().__init__()
         if pretrained and checkpoint:
@@ -75,6 +78,39 @@ class TimmBackbone(Backbone):
         self._out_features = list(LEVELS.values())
         self._out_feature_channels = {LEVELS[s]: channels[self.positions[s]] for s in LEVELS}
         self._out_feature_strides = {level: stride for stride, level in LEVELS.items()}
+        self.freeze(freeze_at)
+
+    def parts(self) -> list[list[nn.Module]]:
+        """What comes before the modules of "res2", then what each further level adds.
+
+        Networks of timm define their modules in the order in which these compute.
+
+        Raises:
+            ValueError: if timm does not say in which module a level ends.
+        """
+        modules = dict(self.network.named_modules())
+        names, start = list(modules), 1  # the first one is the network itself
+        parts: list[list[nn.Module]] = []
+        for stride in LEVELS:
+            level = self._module_of_level(self.positions[stride], names)
+            end = names.index(level)
+            before = [
+                modules[name] for name in names[start:end] if not level.startswith(f"{name}.")
+            ]
+            parts += [[*before, modules[level]]] if parts else [before, [modules[level]]]
+            start = end + 1
+        return parts
+
+    def _module_of_level(self, position: int, names: list[str]) -> str:
+        name = self.network.feature_info.module_name(position)
+        # Under which name depends on how timm takes the features out of a network.
+        for candidate in (name, name.replace(".", "_"), f"model.{name}"):
+            if candidate in names:
+                return candidate
+        raise ValueError(
+            "`MODEL.BACKBONE.FREEZE_AT` must be 0 for this network of timm, whose stages are not "
+            "known."
+        )
 
     @property
     def size_divisibility(self) -> int:
@@ -99,6 +135,7 @@ def build_timm_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> TimmBackbone:
         pretrained=keys.PRETRAINED,
         checkpoint=keys.CHECKPOINT,
         image_size=tuple(keys.IMAGE_SIZE),
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
 

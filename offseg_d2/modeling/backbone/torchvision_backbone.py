@@ -5,11 +5,16 @@ Sandler et al., "MobileNetV2: Inverted Residuals and Linear Bottlenecks", CVPR 2
 layer of its stride. A file with torchvision's weights works as `MODEL.WEIGHTS`.
 """
 
+from itertools import pairwise
+
 from detectron2.config import CfgNode, configurable
-from detectron2.modeling import BACKBONE_REGISTRY, Backbone, ShapeSpec
-from torch import Tensor
+from detectron2.modeling import BACKBONE_REGISTRY, ShapeSpec
+from torch import Tensor, nn
 from torchvision.models import mobilenet_v2
 
+from offseg_d2.modeling.backbone.freezing import FreezableBackbone
+
+STEM_LAYERS = 2  # at stride 2
 # Level -> (index of its last layer, stride, channels).
 MOBILENET_V2_LEVELS = {
     "res2": (3, 4, 24),
@@ -20,20 +25,31 @@ MOBILENET_V2_LEVELS = {
 
 
 @BACKBONE_REGISTRY.register()
-class TorchvisionMobileNetV2(Backbone):
-    """MobileNetV2, width 1.0, with random weights."""
+class TorchvisionMobileNetV2(FreezableBackbone):
+    """MobileNetV2, width 1.0, with random weights.
+
+    Args:
+        freeze_at: first parts that are not trained, see :meth:`.FreezableBackbone.freeze`.
+    """
 
     @configurable
-    def __init__(self) -> None:
+    def __init__(self, *, freeze_at: int = 0) -> None:
         super().__init__()
         self.features = mobilenet_v2(weights=None).features
         self._out_features = list(MOBILENET_V2_LEVELS)
         self._out_feature_strides = {k: stride for k, (_, stride, _) in MOBILENET_V2_LEVELS.items()}
         self._out_feature_channels = {k: dim for k, (_, _, dim) in MOBILENET_V2_LEVELS.items()}
+        self.freeze(freeze_at)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: ShapeSpec) -> dict:
-        return {}
+        return {"freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT}
+
+    def parts(self) -> list[list[nn.Module]]:
+        """The layers of stride 2, then those of each level."""
+        ends = [last + 1 for last, _, _ in MOBILENET_V2_LEVELS.values()]
+        layers = list(self.features)
+        return [layers[a:b] for a, b in pairwise([0, STEM_LAYERS, *ends])]
 
     @property
     def size_divisibility(self) -> int:
