@@ -15,7 +15,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from offseg_d2.utils.io import remove_temporary_files, write_atomically
 
+from .class_names import check_class_names
 from .conversion import convert_for_model
 from .run_folder import (
     PERIODIC_NAME,
@@ -62,6 +63,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         convert_state_dict: called with external weights and the model before they are loaded.
         checkpointables: further objects with ``state_dict`` and ``load_state_dict``; their states
             must consist of tensors, numbers, text and containers.
+        datasets: names of data sets whose classes a file should have, see ``check_class_names``.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         keep: int = 0,
         prefer_average: bool = False,
         convert_state_dict: StateDictConverter | None = None,
+        datasets: Sequence[str] = (),
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
@@ -82,6 +85,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         self.keep = keep
         self.prefer_average = prefer_average
         self.convert_state_dict = convert_state_dict
+        self.datasets = datasets
         self._path = ""  # of the file that `load` is at
         self._complete = False  # whether that file must hold all weights
         self._periodic: list[str] = []  # names of this run's periodic checkpoints, oldest first
@@ -195,6 +199,7 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"but lacks {', '.join(missing)}; use it as `MODEL.WEIGHTS` instead."
             )
         check_fit(path, data["model"], self.model.state_dict(), strict=True)
+        check_class_names(path, data, self.datasets, must_agree=True)
         self.logger.info("Resuming from %s", path)
         self.model.load_state_dict(data.pop("model"))
         for key, checkpointable in self.checkpointables.items():
@@ -280,6 +285,7 @@ class SafeCheckpointer(DetectionCheckpointer):
         heuristics = checkpoint.get("matching_heuristics", False) and state_dict is source
         if not heuristics:
             check_fit(self._path, state_dict, model_state, strict=False)
+            check_class_names(self._path, checkpoint, self.datasets)
         incompatible = super()._load_model(
             {**checkpoint, "model": state_dict, "matching_heuristics": heuristics}
         )
@@ -321,6 +327,7 @@ def build_checkpointer(cfg: CfgNode, model: nn.Module, **checkpointables: Any) -
         cfg.OUTPUT_DIR,
         keep=cfg.SOLVER.KEEP_CHECKPOINTS,
         prefer_average=cfg.SOLVER.EMA.ENABLED,
+        datasets=[*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST],
         convert_state_dict=partial(
             convert_for_model,
             resize_attention_biases=cfg.MODEL.EFFICIENTFORMER_V2.RESIZE_ATTENTION_BIASES,
