@@ -25,5 +25,17 @@ def open_run_log(output_dir: str, rank: int) -> None:
         for handler in logger.handlers:
             if handler not in before:
                 _handlers.append(handler)
+                handler.handleError = _stop_writing  # type: ignore[method-assign]
                 if getattr(handler, "stream", None) is sys.stdout:
                     handler.addFilter(lambda record: not getattr(record, "file_only", False))
+
+
+def _stop_writing(record: logging.LogRecord) -> None:
+    """What a log does that cannot be written (a full disk): say so once; the run goes on."""
+    error = sys.exc_info()[1]
+    if error is not None and not _refused:
+        _refused.append(str(error))
+        print(f"warning: the log cannot be written: {error}.", file=sys.stderr)
+
+
+_refused: list[str] = []

@@ -20,6 +20,7 @@ from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError
 from offseg_d2.data import DataFileError
 from offseg_d2.solver import GradientClipper
@@ -96,7 +97,13 @@ class TrainLoop(TrainerBase):
                     self.run_step()
                     self.after_step()
                 self.iter = max_iter  # by which `after_train` sees that nothing failed
-            except (FloatingPointError, DataFileError, ConfigError) as error:
+            except (
+                FloatingPointError,
+                DataFileError,
+                ConfigError,
+                CheckpointError,
+                OSError,
+            ) as error:
                 logger.error("Training stopped in iteration %d: %s", self.iter, error)
                 raise
             except Exception:

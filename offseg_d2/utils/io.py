@@ -64,9 +64,11 @@ def write_atomically(path: str, content: bytes | Callable[[BinaryIO], Any]) -> N
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+        if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
+            error.filename = path  # a refused write itself names no file
         raise
     # The new name is on the disk only once the directory is; some file systems cannot do that.
     with contextlib.suppress(OSError):
