@@ -26,7 +26,7 @@ from detectron2.utils.events import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from offseg_d2.config import ConfigError
+from offseg_d2.config import ConfigError, keys_without_effect
 from offseg_d2.data import adapt_to_folders
 from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
@@ -64,6 +64,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info(), extra=FILE_ONLY)
     logger.info("Command line: %s", args)
+    for sentence in keys_without_effect(cfg):
+        logger.warning("%s", sentence)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
     if cfg.SEED < 0:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from detectron2.config import get_cfg
 
-from offseg_d2.config import add_offseg_config, defaults
+from offseg_d2.config import add_offseg_config, defaults, keys_without_effect, load_config
 from tests.config.test_load import at, keys_of
 
 
@@ -50,3 +50,24 @@ def test_changed_defaults_of_detectron2_are_the_documented_ones():
 def _source_of(function: str) -> str:
     source = Path(defaults.__file__).read_text(encoding="utf-8")
     return source.split(f"def {function}")[1].split("\ndef ")[0]
+
+
+def test_keys_of_detectron2_without_effect_are_named_where_they_are_set():
+    assert keys_without_effect(load_config("")) == []
+    every = load_config("")
+    for key in defaults.WITHOUT_EFFECT:
+        *groups, name = key.split(".")
+        node = at(every, ".".join(groups)) if groups else every
+        node[name] = "vertical" if node[name] == "horizontal" else (node[name] or 0, 1)
+    assert len(keys_without_effect(every)) == len(defaults.WITHOUT_EFFECT)
+    changed = load_config("", ["VIS_PERIOD", "5", "SOLVER.NESTEROV", "True"])
+    assert keys_without_effect(changed) == [
+        "`SOLVER.NESTEROV` has no effect here.",
+        "`VIS_PERIOD` has no effect here; use `TEST.SEM_SEG.NUM_PICTURES`.",
+    ]
+
+
+def test_what_should_be_used_instead_is_a_key():
+    known = set(keys_of(load_config("")))
+    for other in defaults.WITHOUT_EFFECT.values():
+        assert set(other.split(" and ") if other else []) <= known
