@@ -198,6 +198,13 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.POLY_END_ITER = 0
     # Exponent of the poly schedule (1 is linear).
     cfg.SOLVER.POLY_LR_POWER = 1.0
+    # Length of the run in passes over the training images, such as 50 or 0.5, from which MAX_ITER
+    # then follows; periods of evaluations and checkpoints longer than it become a tenth of it. 0
+    # means that MAX_ITER counts. A warm-up longer than the run always becomes a tenth of it.
+    cfg.SOLVER.MAX_EPOCHS = 0.0
+    # Training ends after this many evaluations (TEST.EVAL_PERIOD) without a better BEST_METRIC; 0
+    # never ends it.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
     # Iterations between two lines of progress in the log.
     cfg.SOLVER.LOG_PERIOD = 20
     # Batches whose gradients are averaged into one optimizer step.
@@ -219,6 +226,9 @@ def _add_test_keys(cfg: CN) -> None:
     # Predict with the equivalent faster form of OffSeg (offseg_d2.deploy), in --eval-only and
     # for single images; evaluations during a training use the model as it is.
     cfg.TEST.DEPLOY = False
+    # Images of each test set, evenly spread, on which a training evaluates in between; 0 means all.
+    # After the last iteration and in --eval-only it is always all of them.
+    cfg.TEST.SUBSET = 0
     cfg.TEST.SEM_SEG = CN()
     # "whole" image or "slide" (sliding window).
     cfg.TEST.SEM_SEG.MODE = "whole"

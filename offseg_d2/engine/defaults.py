@@ -34,6 +34,7 @@ from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
 
 from .progress import ProgressPrinter
+from .run_length import fit_run_length
 from .run_lock import RunLock
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: if the processes cannot exchange tensors of ``MODEL.DEVICE``.
-        FileNotFoundError, ValueError: a ``folder:`` dataset cannot be used.
+        FileNotFoundError, ValueError: a dataset cannot be used.
     """
     _check_backend(cfg)
     cfg = cfg.clone()
@@ -67,6 +68,8 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     logger.info("Command line: %s", args)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
+    if not args.eval_only:
+        fit_run_length(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
         logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)
