@@ -41,6 +41,11 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Probability of a horizontal flip in training.
     cfg.INPUT.FLIP_PROBABILITY = 0.5
+    # Probability of a vertical flip in training, for images without an upper side (aerial ones).
+    cfg.INPUT.VERTICAL_FLIP_PROBABILITY = 0.0
+    # Probability of a rotation by 90, 180 or 270 degrees in training, for the same; a crop that is
+    # not square then changes its shape.
+    cfg.INPUT.ROTATE_90_PROBABILITY = 0.0
     # Brightness, contrast, saturation and hue jitter in training.
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
     # In training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it is resized to less than
@@ -121,6 +126,16 @@ def _add_head_keys(cfg: CN) -> None:
     head.OFFSET_INIT_STD = 0.02
     # Channel dropout before the plain classifier (the offset classifier has none).
     head.DROPOUT = 0.1
+    # Losses of PerPixelHead beside the plain cross-entropy; modeling/losses.py has the formulas.
+    head.LOSS = CN()
+    # Weights of the classes in the cross-entropy: None (all alike), a list with a number for each,
+    # or "balanced" (inversely as frequent as in the training labels; the log shows the numbers).
+    head.LOSS.CLASS_WEIGHTS = None
+    # Online hard example mining: share of the labelled pixels, those with the highest loss, that
+    # count in the cross-entropy, such as 0.25; 1 takes all.
+    head.LOSS.OHEM_SHARE = 1.0
+    # Factor on the dice loss that is added to the cross-entropy; 0 leaves it out.
+    head.LOSS.DICE_WEIGHT = 0.0
     # Name in the pixel decoder registry.
     head.PIXEL_DECODER_NAME = "OffSegPixelDecoder"
 

@@ -28,7 +28,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.config import ConfigError
-from offseg_d2.data import adapt_to_folders
+from offseg_d2.data import adapt_to_folders, balance_class_weights
 from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
@@ -70,6 +70,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     adapt_to_folders(cfg, eval_only=args.eval_only)
     if not args.eval_only:
         fit_run_length(cfg)
+        balance_class_weights(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
         logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)

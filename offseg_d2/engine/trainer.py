@@ -18,7 +18,12 @@ from torch import nn
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
 from offseg_d2.config import ConfigError
-from offseg_d2.data import build_test_loader, build_train_loader, require_registered
+from offseg_d2.data import (
+    balance_class_weights,
+    build_test_loader,
+    build_train_loader,
+    require_registered,
+)
 from offseg_d2.distributed.ranks import restarts
 from offseg_d2.modeling import Segmentor, build_model
 
@@ -71,6 +76,7 @@ class Trainer(TrainLoop):
             cfg.SEED = comm.shared_random_seed()
             cfg.freeze()
         fit_run_length(cfg)
+        balance_class_weights(cfg)
         device = torch.device(cfg.MODEL.DEVICE)
         model = apply_model_options(self.build_model(cfg), cfg)
         self.average = (
@@ -169,8 +175,8 @@ class Trainer(TrainLoop):
             )
         elif cfg.SOLVER.EARLY_STOPPING_PATIENCE:
             raise ConfigError(
-                "`DATASETS.TEST` must name a data set for `SOLVER.EARLY_STOPPING_PATIENCE` "
-                f"{cfg.SOLVER.EARLY_STOPPING_PATIENCE!r}, but is empty."
+                "`SOLVER.EARLY_STOPPING_PATIENCE` must be 0 without `DATASETS.TEST`, but is "
+                f"{cfg.SOLVER.EARLY_STOPPING_PATIENCE!r}."
             )
         if comm.is_main_process():
             writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)

@@ -16,6 +16,7 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
 from offseg_d2.modeling.classifiers import OffsetClassifier
+from offseg_d2.modeling.losses import refuse_loss_options
 from offseg_d2.modeling.offset_learning import INIT_STD
 
 PREDICTOR = "predictor"
@@ -91,6 +92,8 @@ def HostHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
             "`MODEL.SEM_SEG_HEAD.CLASSIFIER` must be one of ['offset', 'plain'], but is "
             f"{keys.CLASSIFIER!r}."
         )
+    if keys.HOST != "PerPixelHead":
+        refuse_loss_options(cfg)
     head = SEM_SEG_HEADS_REGISTRY.get(keys.HOST)(cfg, input_shape)
     if keys.CLASSIFIER == "offset":
         replace_classifier(

@@ -20,7 +20,7 @@ import logging
 import os
 from collections.abc import Iterable, Sequence
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
@@ -121,10 +121,11 @@ def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Register the ``folder:`` datasets of a config, and set in it what follows from them.
 
     ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` becomes the number of classes of ``DATASETS.TRAIN`` (of
-    ``DATASETS.TEST`` for an evaluation). In training, members of ``DATASETS.TEST`` with other
-    classes (those of the config file that was started from) give way to the folder's split
-    ``val`` (``valid``, ``validation``), if there is one. Each change is logged. Without ``folder:``
-    datasets nothing changes.
+    ``DATASETS.TEST`` for an evaluation); so it does for other registered datasets where it has
+    Detectron2's default value. In training, members of ``DATASETS.TEST`` with other classes (those
+    of the config file that was started from) give way to the folder's split ``val`` (``valid``,
+    ``validation``), if there is one; so does an empty ``DATASETS.TEST``. Each change is logged.
+    Nothing else changes.
 
     Args:
         cfg: config, changed in place even if it is frozen.
@@ -136,18 +137,21 @@ def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
     leading = cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN
     ensure_registered([*leading, *cfg.DATASETS.TEST])
     folders = [name for name in leading if name.startswith(PREFIX)]
-    if not folders:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    unset = head.NUM_CLASSES == get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    named = folders or [name for name in leading if unset and name in DatasetCatalog.list()]
+    classes = MetadataCatalog.get(named[0]).get("stuff_classes") if named else None
+    if not classes:
         return
     was_frozen = cfg.is_frozen()
     cfg.defrost()
-    head, number = cfg.MODEL.SEM_SEG_HEAD, len(MetadataCatalog.get(folders[0]).stuff_classes)
-    if number != head.NUM_CLASSES:
+    if len(classes) != head.NUM_CLASSES:
         logger.info(
-            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` is {number}, as '{folders[0]}' has it "
+            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` is {len(classes)}, as '{named[0]}' has it "
             f"(the configuration says {head.NUM_CLASSES})."
         )
-        head.NUM_CLASSES = number
-    if not eval_only:
+        head.NUM_CLASSES = len(classes)
+    if folders and not eval_only:
         _replace_other_test_sets(cfg, folders[0])
     if was_frozen:
         cfg.freeze()
@@ -166,18 +170,18 @@ def _replace_other_test_sets(cfg: CfgNode, train_name: str) -> None:
         or name not in DatasetCatalog.list()
         or getattr(MetadataCatalog.get(name), "stuff_classes", None) == classes
     )
-    if kept == before:
+    if kept and kept == before:
         return
     root, _ = parse_name(train_name)
     validation = [split for split in VALIDATION_SPLITS if split in splits_of(root)]
     if not kept and validation:
         kept = (f"{PREFIX}{root}:{validation[0]}",)
         ensure_registered(kept)
+    if kept == before:
+        return
     cfg.DATASETS.TEST = kept
-    logger.warning(
-        f"`DATASETS.TEST` is {kept} instead of {before}, whose classes are not those of "
-        f"'{train_name}'."
-    )
+    reason = f", whose classes are not those of '{train_name}'" if before else ""
+    logger.warning(f"`DATASETS.TEST` is {kept} instead of {before}{reason}.")
 
 
 def parse_name(name: str) -> tuple[str, str]:
