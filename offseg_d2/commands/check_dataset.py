@@ -7,7 +7,8 @@
 
 Finds missing, empty, truncated and unreadable files, label maps of a wrong format, size or with ids
 that the dataset does not know, images that EXIF turns away from their label maps, names that occur
-twice, and more; counts the classes. Exit status: 0 if all is well, 1 if there are faults, 2 after a
+twice, and more; counts the classes. For a folder:ROOT:SPLIT without classes.json it prints the one
+that the label files suggest. Exit status: 0 if all is well, 1 if there are faults, 2 after a
 mistake of the user, which is reported in one sentence.
 """
 
@@ -43,7 +44,13 @@ def run(args: argparse.Namespace) -> int:
     """Check and report; returns the exit status."""
     from detectron2.utils.logger import setup_logger
 
-    from offseg_d2.data.inspection import check_datasets, format_json, format_report, plot_classes
+    from offseg_d2.data.inspection import (
+        check_datasets,
+        format_json,
+        format_report,
+        plot_classes,
+        propose_class_file,
+    )
     from offseg_d2.utils.io import file_stem, require_writable_folder, write_atomically
 
     setup_logger(name="offseg_d2")
@@ -51,6 +58,10 @@ def run(args: argparse.Namespace) -> int:
         require_writable_folder(args.output, "--output")
     if args.json:
         require_writable_folder(os.path.dirname(args.json) or ".", "--json")
+    proposals = {text for name in args.names if (text := propose_class_file(name))}
+    if proposals:
+        print(*sorted(proposals), sep="\n\n")
+        return 1
     reports = check_datasets(args.names, args.workers)
     for report in reports:
         print(format_report(report, args.limit), end="\n\n")

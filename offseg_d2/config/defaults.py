@@ -76,6 +76,11 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.CROP.SINGLE_CATEGORY_MAX_AREA = 0.75
     # Probability of a horizontal flip in training.
     cfg.INPUT.FLIP_PROBABILITY = 0.5
+    # Probability of a vertical flip in training, for images without an upper side (aerial ones).
+    cfg.INPUT.VERTICAL_FLIP_PROBABILITY = 0.0
+    # Probability of a rotation by 90, 180 or 270 degrees in training, for the same; a crop that is
+    # not square then changes its shape.
+    cfg.INPUT.ROTATE_90_PROBABILITY = 0.0
     # Brightness, contrast, saturation and hue jitter in training.
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
     # In training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it is resized to less than
@@ -156,6 +161,16 @@ def _add_head_keys(cfg: CN) -> None:
     head.OFFSET_INIT_STD = 0.02
     # Channel dropout before the plain classifier (the offset classifier has none).
     head.DROPOUT = 0.1
+    # Losses of PerPixelHead beside the plain cross-entropy; modeling/losses.py has the formulas.
+    head.LOSS = CN()
+    # Weights of the classes in the cross-entropy: None (all alike), a list with a number for each,
+    # or "balanced" (inversely as frequent as in the training labels; the log shows the numbers).
+    head.LOSS.CLASS_WEIGHTS = None
+    # Online hard example mining: share of the labelled pixels, those with the highest loss, that
+    # count in the cross-entropy, such as 0.25; 1 takes all.
+    head.LOSS.OHEM_SHARE = 1.0
+    # Factor on the dice loss that is added to the cross-entropy; 0 leaves it out.
+    head.LOSS.DICE_WEIGHT = 0.0
     # Name in the pixel decoder registry.
     head.PIXEL_DECODER_NAME = "OffSegPixelDecoder"
 
@@ -233,6 +248,13 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.POLY_END_ITER = 0
     # Exponent of the poly schedule (1 is linear).
     cfg.SOLVER.POLY_LR_POWER = 1.0
+    # Length of the run in passes over the training images, such as 50 or 0.5, from which MAX_ITER
+    # then follows; periods of evaluations and checkpoints longer than it become a tenth of it. 0
+    # means that MAX_ITER counts. A warm-up longer than the run always becomes a tenth of it.
+    cfg.SOLVER.MAX_EPOCHS = 0.0
+    # Training ends after this many evaluations (TEST.EVAL_PERIOD) without a better BEST_METRIC; 0
+    # never ends it.
+    cfg.SOLVER.EARLY_STOPPING_PATIENCE = 0
     # Iterations between two lines of progress in the log.
     cfg.SOLVER.LOG_PERIOD = 20
     # Batches whose gradients are averaged into one optimizer step.
@@ -254,6 +276,9 @@ def _add_test_keys(cfg: CN) -> None:
     # Predict with the equivalent faster form of OffSeg (offseg_d2.deploy), in --eval-only and
     # for single images; evaluations during a training use the model as it is.
     cfg.TEST.DEPLOY = False
+    # Images of each test set, evenly spread, on which a training evaluates in between; 0 means all.
+    # After the last iteration and in --eval-only it is always all of them.
+    cfg.TEST.SUBSET = 0
     cfg.TEST.SEM_SEG = CN()
     # "whole" image or "slide" (sliding window).
     cfg.TEST.SEM_SEG.MODE = "whole"

@@ -3,6 +3,7 @@
 from . import datasets
 from .augmentation import build_augmentations
 from .build import SampleLoader, build_test_loader, build_train_loader
+from .class_weights import balance_class_weights
 from .dataset_mapper import SemSegDatasetMapper, build_mapper, to_planes
 from .datasets import (
     adapt_to_folders,
@@ -30,6 +31,7 @@ __all__ = [
     "SemSegDatasetMapper",
     "TrainingBatchSampler",
     "adapt_to_folders",
+    "balance_class_weights",
     "build_augmentations",
     "build_lut",
     "build_mapper",

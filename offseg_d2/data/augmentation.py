@@ -25,6 +25,7 @@ from detectron2.data.transforms import (
 from .label_map import IGNORE_LABEL, count_ids
 from .photometric import PhotometricDistortion
 from .resizing import Size, Window, resize_image, resize_labels_window
+from .rotation import RandomRotate90
 
 _CROP_ATTEMPTS = 10
 
@@ -190,7 +191,7 @@ class CategoryLimitedCrop(Augmentation):
 
 
 def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
-    """Build resize, crop, flip and photometric distortion from ``cfg.INPUT``; at test resize only.
+    """Build what ``cfg.INPUT`` says; at test resize only.
 
     Raises:
         ValueError: a key has a value that cannot be used.
@@ -208,6 +209,12 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
         augmentations.append(CategoryLimitedCrop(size, crop.SINGLE_CATEGORY_MAX_AREA))
     if cfg.INPUT.FLIP_PROBABILITY > 0:
         augmentations.append(RandomFlip(cfg.INPUT.FLIP_PROBABILITY))
+    vertical = _probability(cfg, "VERTICAL_FLIP_PROBABILITY")
+    if vertical > 0:
+        augmentations.append(RandomFlip(vertical, horizontal=False, vertical=True))
+    rotated = _probability(cfg, "ROTATE_90_PROBABILITY")
+    if rotated > 0:
+        augmentations.append(RandomRotate90(rotated))
     if cfg.INPUT.PHOTOMETRIC_DISTORTION:
         augmentations.append(PhotometricDistortion())
     return augmentations
@@ -230,6 +237,13 @@ def _build_train_resize(cfg: CfgNode) -> Augmentation:
             f"but is {list(low_high)}."
         )
     return KeepRatioResize(_pair(resize.SCALE, "INPUT.RESIZE.SCALE"), low_high)
+
+
+def _probability(cfg: CfgNode, key: str) -> float:
+    value = cfg.INPUT[key]
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"`INPUT.{key}` must be in [0, 1], but is {value!r}.")
+    return value
 
 
 def _pair(value: list[int], key: str) -> tuple[int, int]:

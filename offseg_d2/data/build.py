@@ -162,7 +162,8 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
     """Build the loader of this process' share of a test set, one image a batch.
 
-    Over all processes each image comes exactly once.
+    Over all processes each image comes exactly once; with ``TEST.SUBSET`` each of that many, which
+    are spread evenly over the set.
 
     Raises:
         ValueError: config and dataset disagree, or a key cannot be used.
@@ -171,7 +172,7 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
     require_registered(dataset_name, "DATASETS.TEST")
     metadata = MetadataCatalog.get(dataset_name)
     _check_classes(cfg, metadata)
-    samples = _samples(dataset_name)
+    samples = _subset(_samples(dataset_name), cfg.TEST.SUBSET)
     logger.info(f"Testing on {len(samples)} images of {dataset_name}.")
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     mapper = build_mapper(cfg, is_train=False)
@@ -219,6 +220,15 @@ def _samples(dataset_name: str) -> list[Sample]:
     if not samples:
         raise ValueError(f"Dataset '{dataset_name}' must hold at least one image, but is empty.")
     return samples
+
+
+def _subset(samples: list[Sample], number: int) -> list[Sample]:
+    """Return the middles of ``number`` equal parts; all samples for 0, or where there are fewer."""
+    if number < 0:
+        raise ValueError(f"`TEST.SUBSET` must be at least 0, but is {number!r}.")
+    if not 0 < number < len(samples):
+        return samples
+    return [samples[(2 * part + 1) * len(samples) // (2 * number)] for part in range(number)]
 
 
 def _check_classes(cfg: CfgNode, metadata: Metadata) -> None:

@@ -9,7 +9,13 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-from detectron2.data.transforms import Augmentation, HFlipTransform, RandomFlip, Transform
+from detectron2.data.transforms import (
+    Augmentation,
+    HFlipTransform,
+    RandomFlip,
+    Transform,
+    VFlipTransform,
+)
 
 from .augmentation import CategoryLimitedCrop, KeepRatioResize, ShortestEdgeResize
 from .resizing import (
@@ -104,13 +110,25 @@ class CvFlipTransform(HFlipTransform):
         return cv2.flip(segmentation, 1)
 
 
+class CvVerticalFlipTransform(VFlipTransform):
+    """Detectron2's vertical flip by OpenCV."""
+
+    def apply_image(self, img: np.ndarray) -> np.ndarray:
+        return cv2.flip(img, 0)
+
+    def apply_segmentation(self, segmentation: np.ndarray) -> np.ndarray:
+        return cv2.flip(segmentation, 0)
+
+
 class CvRandomFlip(RandomFlip):
-    """Detectron2's ``RandomFlip`` with :class:`CvFlipTransform`."""
+    """Detectron2's ``RandomFlip`` with the transforms above."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         transform = super().get_transform(image)
         if isinstance(transform, HFlipTransform):
             return CvFlipTransform(transform.width)
+        if isinstance(transform, VFlipTransform):
+            return CvVerticalFlipTransform(transform.height)
         return transform
 
 
@@ -122,8 +140,9 @@ def fuse(augmentations: Sequence[Augmentation]) -> list[Augmentation]:
             fused.append(ResizeCrop(augmentation))
         elif type(augmentation) is CategoryLimitedCrop and _lacks_crop(fused):
             fused[-1] = ResizeCrop(fused[-1].resize, augmentation)
-        elif type(augmentation) is RandomFlip and augmentation.horizontal:
-            fused.append(CvRandomFlip(augmentation.prob))
+        elif type(augmentation) is RandomFlip:
+            sides = {"horizontal": augmentation.horizontal, "vertical": augmentation.vertical}
+            fused.append(CvRandomFlip(augmentation.prob, **sides))
         else:
             fused.append(augmentation)
     return fused

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .coco_labels import draw_coco_label, is_coco_label
 from .image_io import DataFileError, open_with_pillow, read_bytes
 
 IGNORE_LABEL = 255
@@ -43,7 +44,9 @@ def read_raw_labels(path: str, lut: LabelLut | None = None) -> np.ndarray:
     Raises:
         DataFileError: the file is unreadable, or holds colours and none or others are known.
     """
-    raw, palette = _read_samples(path)
+    if is_coco_label(path):
+        return draw_coco_label(path)
+    raw, palette = read_samples(path)
     colors = None if lut is None else lut.colors
     if raw.ndim == 3:
         equal = (raw == raw[..., :1]).all()
@@ -94,10 +97,10 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.nda
             f"Label file '{path}' must hold class ids in one channel, but holds colours; give the "
             f"dataset a 'palette' in its classes.json to have them read."
         )
-    codes = _color_codes(image)
+    codes = color_codes(image)
     ids = np.zeros(codes.shape, dtype=np.uint8)
     unknown = np.ones(codes.shape, dtype=bool)
-    for class_id, code in reversed(list(enumerate(_color_codes(lut.colors)))):
+    for class_id, code in reversed(list(enumerate(color_codes(lut.colors)))):
         is_class = codes == code
         meaning = np.flatnonzero(lut.valid & (lut.values == class_id))
         if len(meaning):
@@ -115,17 +118,17 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.nda
 
 
 def _are_among(image: np.ndarray, colors: np.ndarray) -> bool:
-    return bool(np.isin(np.unique(_color_codes(image)), _color_codes(colors)).all())
+    return bool(np.isin(np.unique(color_codes(image)), color_codes(colors)).all())
 
 
-def _color_codes(colors: np.ndarray) -> np.ndarray:
-    """(..., 3) uint8 -> (...) int32, one number for each colour."""
+def color_codes(colors: np.ndarray) -> np.ndarray:
+    """Turn RGB (..., 3) uint8 into (...) int32, 0xRRGGBB."""
     red, green, blue = np.moveaxis(colors.astype(np.int32), -1, 0)
     return red << 16 | green << 8 | blue
 
 
-def _read_samples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """Stored values (H, W), or colours (H, W, 3), as uint8; and the palette (256, 3) if any.
+def read_samples(path: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """Read stored values (H, W), or colours (H, W, 3), as uint8; and the palette (256, 3) if any.
 
     Read with Pillow: OpenCV would turn a palette into colours.
     """

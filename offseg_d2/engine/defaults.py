@@ -27,12 +27,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.config import ConfigError, keys_without_effect
-from offseg_d2.data import adapt_to_folders
+from offseg_d2.data import adapt_to_folders, balance_class_weights
 from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
 
 from .progress import ProgressPrinter
+from .run_length import fit_run_length
 from .run_lock import RunLock
 from .run_log import FILE_ONLY, open_run_log
 
@@ -54,7 +55,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
 
     Raises:
         ConfigError: if the processes cannot exchange tensors of ``MODEL.DEVICE``.
-        FileNotFoundError, ValueError: a ``folder:`` dataset cannot be used.
+        FileNotFoundError, ValueError: a dataset cannot be used.
     """
     _check_backend(cfg)
     cfg = cfg.clone()
@@ -68,6 +69,9 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         logger.warning("%s", sentence)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
+    if not args.eval_only:
+        fit_run_length(cfg)
+        balance_class_weights(cfg)
     if cfg.SEED < 0:
         cfg.SEED = comm.shared_random_seed()
         logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)

@@ -137,6 +137,15 @@ def _describe_inference(cfg: CfgNode) -> dict[str, str]:
     return {"inference": mode, "test scale (long side, short side)": scale, **form}
 
 
+def on_all_images(cfg: CfgNode) -> CfgNode:
+    """Return a copy of a config with ``TEST.SUBSET`` 0."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.TEST.SUBSET = 0
+    cfg.freeze()
+    return cfg
+
+
 def run_test(
     cfg: CfgNode,
     model: nn.Module,
@@ -209,7 +218,7 @@ def evaluate(
     predicting = deployed(cfg, model)
     results: OrderedDict[str, Any] = OrderedDict()
     for name in cfg.DATASETS.TEST:
-        own_cfg = cfg.clone()
+        own_cfg = on_all_images(cfg)
         own_cfg.defrost()
         own_cfg.DATASETS.TEST = (name,)
         if cfg.TEST.SEM_SEG.REPORT == "eval_only":

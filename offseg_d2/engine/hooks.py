@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
+from offseg_d2.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +76,12 @@ class EvaluationHook(HookBase):
         best_metric: "task/key" whose highest value decides which model is ``model_best``; "" keeps
             none.
         output_dir: directory in which ``model_best`` lies.
+        patience: evaluations without a better value after which training ends; 0 never ends it.
+        subset: images that ``evaluate`` takes; values of another number are not compared. 0 is all.
+        evaluate_all: for a subset, comes after the last evaluation and decides nothing.
+
+    Raises:
+        ConfigError: the patience cannot be used.
     """
 
     def __init__(
@@ -84,13 +91,26 @@ class EvaluationHook(HookBase):
         save: SaveCheckpoint,
         best_metric: str,
         output_dir: str,
+        *,
+        patience: int = 0,
+        subset: int = 0,
+        evaluate_all: Callable[[], Mapping[str, Any]] | None = None,
     ) -> None:
+        if patience < 0 or (patience and not (period > 0 and best_metric)):
+            raise ConfigError(
+                "`SOLVER.EARLY_STOPPING_PATIENCE` must be 0, or positive with `TEST.EVAL_PERIOD` "
+                f"and `SOLVER.BEST_METRIC`, but is {patience!r} with {period!r} and "
+                f"{best_metric!r}."
+            )
         self.evaluate = evaluate
         self.period = period
         self.save = save
         self.best_metric = best_metric
         self.best_path = os.path.join(output_dir, f"{BEST_CHECKPOINT}.pth")
+        self.patience = patience
+        self.subset, self.evaluate_all = subset, evaluate_all
         self.best_value = -math.inf
+        self.best_iter = -1
 
     def before_train(self) -> None:
         if self.trainer.start_iter > 0 and self.best_metric and comm.is_main_process():
@@ -109,8 +129,8 @@ class EvaluationHook(HookBase):
         except CheckpointError as error:
             logger.warning("%s The best model is chosen again.", error)
             return
-        if best.get("metric") == self.best_metric:
-            self.best_value = best["value"]
+        if (best.get("metric"), best.get("subset", 0)) == (self.best_metric, self.subset):
+            self.best_value, self.best_iter = best["value"], best["iteration"]
             logger.info("Best %s so far: %.4f", self.best_metric, self.best_value)
 
     def after_step(self) -> None:
@@ -124,34 +144,62 @@ class EvaluationHook(HookBase):
 
     def after_train(self) -> None:
         # After a failure or a signal `iter` has not reached the end.
-        if self.trainer.iter >= self.trainer.max_iter:
-            self._evaluate(self.trainer.max_iter - 1)
+        if self.trainer.iter < self.trainer.max_iter:
+            return
+        self._evaluate(self.trainer.max_iter - 1)
+        if self.evaluate_all is not None:
+            self._log(self.evaluate_all())
+            comm.synchronize()
 
     def _evaluate(self, iteration: int) -> None:
-        results = flatten_results_dict(self.evaluate() or {})
-        finite = {key: value for key, value in results.items() if math.isfinite(value)}
-        for key, value in finite.items():
-            self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
+        results = self._log(self.evaluate())
+        stops = False
         if comm.is_main_process() and results and self.best_metric:
-            self._keep_best(results, iteration)
+            stops = self._keep_best(results, iteration)
         # Processes finish evaluating at different times; start the next iteration together.
         comm.synchronize()
+        if self.patience and comm.all_gather(stops)[0] and iteration < self.trainer.max_iter - 1:
+            logger.info(
+                "Training ends after iteration %d: %d evaluations without a better %s "
+                "(`SOLVER.EARLY_STOPPING_PATIENCE`).",
+                *(iteration, self.patience, self.best_metric),
+            )
+            self.trainer.max_iter = iteration + 1
+            self.save("model_final")
 
-    def _keep_best(self, results: Mapping[str, float], iteration: int) -> None:
+    def _log(self, nested: Mapping[str, Any]) -> dict[str, float]:
+        """Results as ``{"sem_seg/mIoU": ...}``; the finite ones go into the log."""
+        results = flatten_results_dict(nested or {})
+        for key, value in results.items():
+            if math.isfinite(value):
+                self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
+        return results
+
+    def _keep_best(self, results: Mapping[str, float], iteration: int) -> bool:
+        """Write ``model_best`` if the model is it; returns whether training is to end."""
         if self.best_metric not in results:
             logger.warning(
                 "`SOLVER.BEST_METRIC` must be one of %s, but is %r: no best model is kept.",
                 [key for key in results if "-" not in key],
                 self.best_metric,
             )
-            return
+            return False
         value = results[self.best_metric]
         if not value > self.best_value:
             logger.info(
                 "%s %.4f is not above the best, %.4f", self.best_metric, value, self.best_value
             )
-            return
-        self.best_value = value
+            return self._has_waited(iteration)
+        self.best_value, self.best_iter = value, iteration
         best = {"metric": self.best_metric, "value": value, "iteration": iteration}
+        best |= {"subset": self.subset} if self.subset else {}
         self.save(BEST_CHECKPOINT, resumable=False, best=best)
         logger.info("Best %s: %.4f after iteration %d", self.best_metric, value, iteration)
+        return False
+
+    def _has_waited(self, iteration: int) -> bool:
+        """Whether the best value is too old; its iteration tells, also after resuming."""
+        if not self.patience:
+            return False
+        evaluations = (iteration + 1) // self.period - (self.best_iter + 1) // self.period
+        return evaluations >= self.patience

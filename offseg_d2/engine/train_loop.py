@@ -81,7 +81,7 @@ class TrainLoop(TrainerBase):
         self._batches: Iterator[Batch] | None = None
 
     def train(self, start_iter: int, max_iter: int) -> None:
-        """Run the iterations ``start_iter .. max_iter - 1``.
+        """Run the iterations ``start_iter .. max_iter - 1``; a hook may lower ``max_iter``.
 
         As ``TrainerBase.train``, but what a user can mend (a NaN loss, an unreadable image) is
         logged as one sentence, without the stack of calls.
@@ -93,10 +93,12 @@ class TrainLoop(TrainerBase):
             try:
                 self.before_train()
                 for self.iter in range(start_iter, max_iter):
+                    if self.iter >= self.max_iter:  # a hook has ended the run early
+                        break
                     self.before_step()
                     self.run_step()
                     self.after_step()
-                self.iter = max_iter  # by which `after_train` sees that nothing failed
+                self.iter = self.max_iter  # by which `after_train` sees that nothing failed
             except (
                 FloatingPointError,
                 DataFileError,

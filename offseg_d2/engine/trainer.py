@@ -17,7 +17,13 @@ from torch import nn
 
 from offseg_d2 import solver
 from offseg_d2.checkpoint import SafeCheckpointer, build_checkpointer
-from offseg_d2.data import build_test_loader, build_train_loader, require_registered
+from offseg_d2.config import ConfigError
+from offseg_d2.data import (
+    balance_class_weights,
+    build_test_loader,
+    build_train_loader,
+    require_registered,
+)
 from offseg_d2.distributed.ranks import restarts
 from offseg_d2.modeling import Segmentor, build_model
 
@@ -31,10 +37,11 @@ from .defaults import (
     software_versions,
 )
 from .ema import WeightAverage, WeightAverageHook
-from .evaluation import build_evaluator, run_test
+from .evaluation import build_evaluator, on_all_images, run_test
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
 from .progress import OffsetLengthHook, ProgressHook, ValidationPictures
+from .run_length import fit_run_length
 from .run_lock import RunLock
 from .sampler_state import check_sampler, sampler_state
 from .stopping import StopOnSignalHook
@@ -68,6 +75,8 @@ class Trainer(TrainLoop):
             cfg.defrost()
             cfg.SEED = comm.shared_random_seed()
             cfg.freeze()
+        fit_run_length(cfg)
+        balance_class_weights(cfg)
         device = torch.device(cfg.MODEL.DEVICE)
         model = apply_model_options(self.build_model(cfg), cfg)
         self.average = (
@@ -159,7 +168,15 @@ class Trainer(TrainLoop):
                     self.save_checkpoint,
                     best_metric,
                     cfg.OUTPUT_DIR,
+                    patience=cfg.SOLVER.EARLY_STOPPING_PATIENCE,
+                    subset=cfg.TEST.SUBSET,
+                    evaluate_all=self._evaluate_all if cfg.TEST.SUBSET else None,
                 )
+            )
+        elif cfg.SOLVER.EARLY_STOPPING_PATIENCE:
+            raise ConfigError(
+                "`SOLVER.EARLY_STOPPING_PATIENCE` must be 0 without `DATASETS.TEST`, but is "
+                f"{cfg.SOLVER.EARLY_STOPPING_PATIENCE!r}."
             )
         if comm.is_main_process():
             writers = default_writers(cfg.OUTPUT_DIR, self.max_iter)
@@ -267,10 +284,13 @@ class Trainer(TrainLoop):
             return contextlib.nullcontext()
         return self.average.applied() if wanted else self.average.removed()
 
-    def _evaluate(self) -> Mapping[str, Any]:
+    def _evaluate_all(self) -> Mapping[str, Any]:
+        return self._evaluate(on_all_images(self.cfg))
+
+    def _evaluate(self, cfg: CfgNode | None = None) -> Mapping[str, Any]:
         broadcast_buffers(self.model)
         with self._averaged(True):
-            self.last_results = self.test(self.cfg, self.checkpointer.model)
+            self.last_results = self.test(cfg or self.cfg, self.checkpointer.model)
             if self._pictures is not None and comm.is_main_process():
                 self._pictures.draw(self.checkpointer.model, self.storage)
         return self.last_results

@@ -17,6 +17,7 @@ from offseg_d2.layers.point_sampling import (
 from offseg_d2.layers.position_encoding import sine_position_encoding
 from offseg_d2.layers.resampling import Resampling, bilinear, identity, resample
 from offseg_d2.layers.resized_argmax import interpolated_argmax, label_dtype
+from offseg_d2.layers.resized_bands import map_resized_bands
 from offseg_d2.layers.resized_cross_entropy import resized_cross_entropy
 from offseg_d2.layers.weight_init import fan_out_normal_
 
@@ -41,6 +42,7 @@ __all__ = [
     "identity",
     "interpolated_argmax",
     "label_dtype",
+    "map_resized_bands",
     "neighbour_similarity",
     "norm_gelu_conv",
     "resample",

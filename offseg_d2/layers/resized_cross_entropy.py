@@ -27,7 +27,12 @@ _BAND_VALUES_ELSEWHERE = 2**25
 
 
 def resized_cross_entropy(
-    logits: Tensor, targets: Tensor, size: tuple[int, int], *, ignore_index: int
+    logits: Tensor,
+    targets: Tensor,
+    size: tuple[int, int],
+    *,
+    ignore_index: int,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of bilinearly resized logits (half-pixel centres), summed over the pixels.
 
@@ -36,6 +41,7 @@ def resized_cross_entropy(
         targets: (B, H, W) int64, class ids or ``ignore_index``.
         size: (height, width) that the logits are resized to; the upper left H x W of them count.
         ignore_index: label of pixels that do not count.
+        weight: (K,) factors on the losses of the pixels of each class, of the logits' type.
 
     Returns:
         a scalar; its gradient cannot be differentiated again.
@@ -49,10 +55,12 @@ def resized_cross_entropy(
         raise ValueError(f"`targets` must be at most {size} pixels, but are {(height, width)}.")
     if tuple(logits.shape[-2:]) == tuple(size):
         cut = logits[..., :height, :width]
-        return F.cross_entropy(cut, targets, ignore_index=ignore_index, reduction="sum")
+        return F.cross_entropy(cut, targets, weight, ignore_index=ignore_index, reduction="sum")
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
-        return _ResizedCrossEntropy.apply(logits, targets, size, ignore_index, with_gradient)
+        return _ResizedCrossEntropy.apply(
+            logits, targets, size, ignore_index, weight, with_gradient
+        )
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):
@@ -65,6 +73,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         targets: Tensor,
         size: tuple[int, int],
         ignore_index: int,
+        weight: Tensor | None,
         with_gradient: bool,
     ) -> Tensor:
         gradient = torch.empty_like(logits) if with_gradient else None
@@ -76,7 +85,7 @@ class _ResizedCrossEntropy(torch.autograd.Function):
         for sample, (scores, labels) in enumerate(zip(logits, targets, strict=True)):
             # Classes innermost: the softmax of a pixel then reads one piece of memory.
             pixels = scores.permute(1, 2, 0).contiguous()
-            image = _Image(pixels, labels, axes[0], axes[1], ignore_index)
+            image = _Image(pixels, labels, axes[0], axes[1], ignore_index, weight)
             loss, own = image.loss(with_gradient)
             losses.append(loss)
             if gradient is not None and own is not None:
@@ -86,9 +95,9 @@ class _ResizedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @first_derivative_only
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, None, None, None, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_loss, None, None, None, None
+        return gradient * grad_loss, None, None, None, None, None
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,7 @@ class _Image:
     rows: Tensor
     columns: Tensor
     ignore_index: int
+    weight: Tensor | None  # (K,)
 
     def loss(self, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
         """Sum of the loss, and its gradient (h, w, K)."""
@@ -131,9 +141,13 @@ class _Image:
         ignored = labels == self.ignore_index
         classes = labels.masked_fill(ignored, 0).unsqueeze(1)
         _check_classes(classes, scores.shape[1])
-        loss = -out.gather(1, classes).squeeze(1).masked_fill(ignored, 0).sum()
+        losses = -out.gather(1, classes).squeeze(1).masked_fill(ignored, 0)
+        weights = None if self.weight is None else self.weight[classes]
+        loss = losses.sum() if weights is None else losses.dot(weights.squeeze(1))
         if gradient:  # softmax minus one at the right class
             out.exp_().scatter_add_(1, classes, -torch.ones_like(scores[:, :1]))
+            if weights is not None:
+                out.mul_(weights)
             out.index_fill_(0, ignored.nonzero().squeeze(1), 0)
         return loss
 

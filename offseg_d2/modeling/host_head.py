@@ -12,6 +12,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import nn
 
+from offseg_d2.modeling.losses import refuse_loss_options
 from offseg_d2.modeling.replace_classifier import replace_classifier
 
 
@@ -31,6 +32,8 @@ def HostHead(cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> nn.Module:
             "`MODEL.SEM_SEG_HEAD.CLASSIFIER` must be one of ['offset', 'plain'], but is "
             f"{keys.CLASSIFIER!r}."
         )
+    if keys.HOST != "PerPixelHead":
+        refuse_loss_options(cfg)
     head = SEM_SEG_HEADS_REGISTRY.get(keys.HOST)(cfg, input_shape)
     if keys.CLASSIFIER == "offset":
         replace_classifier(

@@ -11,9 +11,9 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import build_model
 from torch import nn
 
-import offseg_d2.data
 import offseg_d2.modeling  # noqa: F401  (registers the models)
 from offseg_d2.config import load_config
+from offseg_d2.data import adapt_to_folders
 from offseg_d2.modeling.classifiers import (
     OffsetClassifier,
     OffsetMaskPredictor,
@@ -28,6 +28,7 @@ BASE = CONFIGS / "base"
 LEAVES = sorted(path for path in CONFIGS.rglob("*.yaml") if BASE not in path.parents)
 PARTS = sorted(BASE.rglob("*.yaml"))
 # Their models are built and run in test_model_zoo.py.
+OWN_DATA = "own_data"  # of no data set: its name and classes come with the command
 ZOO_FOLDERS = ("ade20k", "cityscapes", "coco_stuff", "pascal_context")
 NAME = re.compile(r"(?P<model>\w+?)_(?P<classifier>offset|plain)_(?P<schedule>\w+)")
 # `make demo` and the documentation name this folder.
@@ -73,7 +74,7 @@ def last_layer_is(model: nn.Module, classifier: str) -> bool:
 
 
 def test_there_are_leaves_of_every_dataset():
-    assert {path.parent.name for path in LEAVES} == {"camvid", "shapes", *ZOO_FOLDERS}
+    assert {path.parent.name for path in LEAVES} == {"camvid", "shapes", OWN_DATA, *ZOO_FOLDERS}
 
 
 @pytest.mark.parametrize("path", LEAVES, ids=label)
@@ -119,8 +120,10 @@ def raw_device(path: Path) -> str:
     "path", [path for path in LEAVES if path.parent.name not in ZOO_FOLDERS], ids=label
 )
 def test_leaf_builds_and_has_the_datasets_classes(path):
-    cfg = load(path)
-    classes = MetadataCatalog.get(cfg.DATASETS.TRAIN[0]).stuff_classes
+    name = "camvid_train" if path.parent.name == OWN_DATA else load(path).DATASETS.TRAIN[0]
+    cfg = load(path, "DATASETS.TRAIN", (name,)).clone()
+    adapt_to_folders(cfg)
+    classes = MetadataCatalog.get(name).stuff_classes
     assert len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     model = build_model(cfg).eval()
     build_optimizer(cfg, model)  # its rules must fit the names
@@ -139,6 +142,15 @@ def test_leaf_trains_on_crops_of_a_fixed_size_and_warms_up_before_it_ends(path):
     assert cfg.SOLVER.CHECKPOINT_PERIOD <= cfg.SOLVER.MAX_ITER
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED and raw_device(path) == "cpu":
         assert cfg.SOLVER.AMP.DTYPE == "bfloat16"  # there is no gradient scaler on the CPU
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in LEAVES if path.parent.name == OWN_DATA], ids=label
+)
+def test_leaf_for_own_data_has_the_safe_form_of_the_offsets_and_no_data(path):
+    cfg = load(path)
+    assert (cfg.MODEL.SEM_SEG_HEAD.CLASS_NORM, cfg.SOLVER.OFFSET_LR_FACTOR) == (False, 0.1)
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())
 
 
 @pytest.mark.parametrize("classifier", ["offset", "plain"])

@@ -14,6 +14,7 @@ from offseg_d2.data.augmentation import (
     shortest_edge_size,
 )
 from offseg_d2.data.photometric import PhotometricDistortion
+from offseg_d2.data.rotation import RandomRotate90, Rotate90Transform
 
 
 @pytest.mark.parametrize(
@@ -210,6 +211,8 @@ def test_steps_can_be_switched_off_and_the_resize_chosen(cfg):
         ("INPUT.RESIZE.SCALE", [512]),
         ("INPUT.CROP.TYPE", "relative"),
         ("INPUT.CROP.SIZE", [0.9, 0.9]),
+        ("INPUT.VERTICAL_FLIP_PROBABILITY", 1.5),
+        ("INPUT.ROTATE_90_PROBABILITY", -0.5),
     ],
 )
 def test_unusable_value_is_named_with_its_key(cfg, key, value):
@@ -226,3 +229,42 @@ def test_augmentations_of_detectron2_can_stand_between_ours():
     augmentations(aug_input)
     assert aug_input.image.shape == (30, 40, 3) and aug_input.image.dtype == np.uint8
     assert aug_input.sem_seg.shape == (30, 40)
+
+
+# ---------------------------------------------------------------------- rotations
+
+
+def test_flips_and_rotations_come_before_the_photometric_distortion(cfg):
+    cfg.INPUT.VERTICAL_FLIP_PROBABILITY = cfg.INPUT.ROTATE_90_PROBABILITY = 0.5
+    augmentations = build_augmentations(cfg, is_train=True)
+    names = [type(a).__name__ for a in augmentations]
+    assert names[2:] == ["RandomFlip", "RandomFlip", "RandomRotate90", "PhotometricDistortion"]
+    assert [a.horizontal for a in augmentations[2:4]] == [True, False]
+    assert len(build_augmentations(cfg, is_train=False)) == 1
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_rotation_turns_image_labels_and_coordinates(turns):
+    image = np.random.RandomState(0).randint(0, 256, (4, 6, 3)).astype(np.uint8)
+    transform = Rotate90Transform(4, 6, turns)
+    np.testing.assert_array_equal(transform.apply_image(image), np.rot90(image, turns))
+    labels = np.zeros((4, 6), np.uint8)
+    labels[1, 4] = 7
+    turned = transform.apply_segmentation(labels)
+    np.testing.assert_array_equal(turned, np.rot90(labels, turns))
+    (x, y) = transform.apply_coords(np.array([[4.5, 1.5]]))[0]  # the middle of the pixel
+    assert turned[int(y), int(x)] == 7
+    back = transform.inverse()
+    np.testing.assert_array_equal(back.apply_image(transform.apply_image(image)), image)
+    np.testing.assert_array_equal(back.apply_coords(np.array([[x, y]])), [[4.5, 1.5]])
+
+
+@pytest.mark.parametrize(("prob", "share"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)])
+def test_angles_are_as_likely_and_the_probability_is_kept(prob, share):
+    np.random.seed(0)
+    augmentation = RandomRotate90(prob)
+    drawn = [augmentation.get_transform(np.zeros((2, 3, 3))) for _ in range(3000)]
+    turns = [t.turns for t in drawn if isinstance(t, Rotate90Transform)]
+    assert len(turns) / 3000 == pytest.approx(share, abs=0.05)
+    for angle in (1, 2, 3) if prob else ():
+        assert turns.count(angle) / len(turns) == pytest.approx(1 / 3, abs=0.05)

@@ -220,3 +220,78 @@ def test_datasets_that_cannot_be_listed_are_explained(tool, tmp_path):
         for name in ("check_unlistable", "check_empty", "check_unnamed"):
             DatasetCatalog.remove(name)
             MetadataCatalog.pop(name, None)
+
+
+# ---------------------------------------------------------------------- a folder without classes
+
+
+def proposed(printed: str) -> dict:
+    return json.loads(printed[printed.index("{") : printed.rindex("}") + 1])
+
+
+def write_labels(folder, arrays) -> None:
+    for index, array in enumerate(arrays):
+        path = folder / f"annotations/train/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        assert cv2.imwrite(str(path), np.array(array, dtype=np.uint8)[..., ::-1])
+
+
+def test_values_of_a_folder_without_classes_are_proposed(tool, tmp_path):
+    for index, values in enumerate(([[1, 1, 5]], [[5, 255, 9]])):
+        write_label(tmp_path / f"annotations/train/{index}.png", np.array(values))
+    status, printed, _ = tool(f"folder:{tmp_path}:train", f"folder:{tmp_path}:val")
+    assert status == 1
+    assert proposed(printed) == {
+        "classes": ["class 0", "class 1", "class 2"],
+        "label_map": {"1": 0, "5": 1, "9": 2},
+    }
+    assert re.search(r"\b5 +2 +33\.33%", printed) and "255 is ignored" in printed
+    assert printed.count("has no classes.json") == 1  # for both splits
+
+
+def test_colours_of_a_folder_without_classes_are_proposed_and_then_read(tool, tmp_path):
+    red, grey = [200, 10, 10], [7, 7, 7]
+    write_labels(tmp_path, [[[red, red, grey]], [[grey, grey, grey]]])
+    status, printed, _ = tool(f"folder:{tmp_path}:train")
+    assert status == 1
+    content = proposed(printed)
+    assert content == {"classes": ["class 0", "class 1"], "palette": [grey, red]}
+    (tmp_path / "classes.json").write_text(json.dumps(content))
+    for index in range(2):
+        path = tmp_path / f"images/train/{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.full((1, 3, 3), index, np.uint8))
+    status, printed, _ = tool(f"folder:{tmp_path}:train")
+    assert status == 0 and "class 1" in printed
+
+
+def test_colours_that_are_no_mask_are_refused(tool, tmp_path):
+    noise = np.random.RandomState(0).randint(0, 256, (20, 20, 3))
+    write_labels(tmp_path, [noise])
+    status, _, errors = tool(f"folder:{tmp_path}:train")
+    assert status == 2 and "at most 255 colours, but hold 400; were they resized" in errors
+
+
+def test_drawn_annotations_are_checked(tool, tmp_path):
+    box = [[0, 0, 8, 0, 8, 2, 0, 2]]
+    entry = {"id": 0, "file_name": "a.png", "height": 6, "width": 8}
+    content = {"images": [entry], "categories": [{"id": 1, "name": "cat"}]}
+    content["annotations"] = [{"image_id": 0, "category_id": 1, "segmentation": box}]
+    (tmp_path / "train").mkdir()
+    cv2.imwrite(str(tmp_path / "train/a.png"), np.zeros((6, 8, 3), np.uint8))
+    path = tmp_path / "train/_annotations.coco.json"
+    path.write_text(json.dumps(content))
+    status, printed, _ = tool(f"folder:{tmp_path}:train", "--workers", 0)
+    assert status == 0 and "background" in printed and "cat" in printed
+
+
+def test_drawn_annotations_with_faults_are_reported(tool, tmp_path):
+    entry = {"id": 0, "file_name": "a.png", "height": 6, "width": 8}
+    content = {"images": [entry], "categories": [{"id": 1, "name": "cat"}]}
+    bad = {"size": [6, 8], "counts": [3]}
+    content["annotations"] = [{"image_id": 0, "category_id": 1, "segmentation": bad}]
+    (tmp_path / "train").mkdir()
+    cv2.imwrite(str(tmp_path / "train/a.png"), np.zeros((6, 8, 3), np.uint8))
+    (tmp_path / "train/_annotations.coco.json").write_text(json.dumps(content))
+    status, printed, _ = tool(f"folder:{tmp_path}:train", "--workers", 0)
+    assert status == 1 and "must hold polygons or run lengths" in printed

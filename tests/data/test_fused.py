@@ -19,6 +19,7 @@ from offseg_d2.data.augmentation import CategoryLimitedCrop, KeepRatioResize, Sh
 from offseg_d2.data.fused import CvRandomFlip, ResizeCrop, ResizeCropTransform, fuse
 from offseg_d2.data.image_io import EncodedImage
 from offseg_d2.data.resizing import resize_image_window, resize_labels_window
+from offseg_d2.data.rotation import RandomRotate90
 from tests.common import assert_close
 from tests.data.common import camvid_cfg, write_label
 
@@ -111,10 +112,10 @@ def test_fused_list_draws_and_gives_what_the_readable_list_does(resize, crop):
 
 
 def test_augmentations_that_cannot_be_fused_stay_what_and_where_they_are():
-    brightness, vertical = RandomBrightness(0.5, 0.6), RandomFlip(horizontal=False, vertical=True)
+    brightness, rotation = RandomBrightness(0.5, 0.6), RandomRotate90(0.5)
     crop = CategoryLimitedCrop((4, 4))
     first, second = KeepRatioResize((9, 8)), KeepRatioResize((7, 6))
-    assert fuse([crop, brightness, vertical]) == [crop, brightness, vertical]
+    assert fuse([crop, brightness, rotation]) == [crop, brightness, rotation]
     fused = fuse([first, brightness, crop, second, crop, crop])
     assert [type(a).__name__ for a in fused] == [
         "ResizeCrop",
@@ -124,6 +125,25 @@ def test_augmentations_that_cannot_be_fused_stay_what_and_where_they_are():
         "CategoryLimitedCrop",
     ]
     assert fused[0].crop is None and fused[3].crop is crop and fused[3].resize is second
+
+
+def test_vertical_flip_is_that_of_detectron2():
+    readable = RandomFlip(0.5, horizontal=False, vertical=True)
+    (fast,) = fuse([readable])
+    image, labels = random_image(5, 7), smooth_labels(5, 7)
+    drawn = set()
+    for seed in range(10):
+        results = []
+        for augmentation in (readable, fast):
+            np.random.seed(seed)
+            aug_input = AugInput(image, sem_seg=labels)
+            transform = augmentation(aug_input)
+            coordinates = transform.apply_coords(np.array([[2.0, 1.0]]))
+            results.append((aug_input.image, aug_input.sem_seg, coordinates))
+        assert all(np.array_equal(a, b) for a, b in zip(*results, strict=True))
+        drawn.add(np.array_equal(aug_input.image, image[::-1]))
+        assert aug_input.image.flags.c_contiguous
+    assert drawn == {True, False}
 
 
 def test_flip_keeps_its_probability_and_array_order():

@@ -122,6 +122,15 @@ def train_and_stop(directory: str) -> dict:
     }
 
 
+def stop_early(directory: str) -> dict:
+    options = ("TEST.EVAL_PERIOD", 2, "SOLVER.EARLY_STOPPING_PATIENCE", 2)
+    trainer = make_rank_trainer(directory, *options)
+    results = {"sem_seg": {"mIoU": 1.0}} if comm.is_main_process() else {}
+    trainer.test = lambda cfg, model: results
+    trainer.train()
+    return {"early": trainer.max_iter}
+
+
 def train_on_bad_loss() -> dict:
     class Model(torch.nn.Linear):
         def forward(self, batch):
@@ -143,6 +152,7 @@ def train_on_bad_loss() -> dict:
 def run(directory: Path) -> None:
     report = {**evaluate(), **train_and_stop(str(directory)), **train_on_bad_loss()}
     report |= stop_in_evaluation(str(directory / "stopped_in_evaluation"))
+    report |= stop_early(str(directory / "early"))
     (directory / f"rank_{comm.get_rank()}.json").write_text(json.dumps(report))
 
 
@@ -184,3 +194,7 @@ def test_signal_in_an_evaluation_stops_all_after_it_and_the_next_iteration(repor
         assert report["evaluation"]["status"] == 143
         assert report["evaluation"]["evaluated_after"] == [5]
         assert report["evaluation"]["last"] == "model_0000006.pth"
+
+
+def test_all_processes_stop_early_where_the_main_one_decides(reports):
+    assert [report["early"] for report in reports] == [6, 6]

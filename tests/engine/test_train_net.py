@@ -77,7 +77,8 @@ def test_resume_goes_on_where_the_run_ended(command, tmp_path):
     [
         (["SOLVER.MAX_ITRE", 5], r"`SOLVER.MAX_ITRE` .*Did you mean `SOLVER.MAX_ITER`"),
         (["SOLVER.MAX_ITER", "many"], "`SOLVER.MAX_ITER` .*'many'"),
-        (["SOLVER.WARMUP_ITERS", 500], r"`SOLVER.WARMUP_ITERS` must be at most"),
+        (["SOLVER.WARMUP_ITERS", -5], r"`SOLVER.WARMUP_ITERS` must be at least 0, but is -5"),
+        (["SOLVER.MAX_EPOCHS", -1], r"`SOLVER.MAX_EPOCHS` must be at least 0, but is -1"),
         (["--eval-only"], r"`MODEL.WEIGHTS` must name the file to evaluate"),
         (["--eval-only", "MODEL.WEIGHTS", "no/a.pth"], r"`MODEL.WEIGHTS` must be .*'no/a.pth'"),
         (["MODEL.WEIGHTS", "no/a.pth"], r"`MODEL.WEIGHTS` must be .*'no/a.pth'"),

@@ -269,7 +269,7 @@ def test_failed_training_is_not_evaluated_and_saves_nothing_new(tmp_path, monkey
         ("SOLVER.CHECKPOINT_PERIOD", 0),
         ("SOLVER.KEEP_CHECKPOINTS", -1),
         ("SOLVER.LOG_PERIOD", 0),
-        ("SOLVER.WARMUP_ITERS", 13),
+        ("SOLVER.WARMUP_ITERS", -1),
         ("SOLVER.AMP.DTYPE", "float8"),
         ("MODEL.BATCH_NORM", "GN"),
         ("DATASETS.TEST", ("camvid_tset",)),

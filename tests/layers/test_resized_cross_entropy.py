@@ -62,6 +62,22 @@ def test_gradients_equal_finite_differences():
     )
 
 
+@pytest.mark.parametrize("size", [(4, 6), (16, 24)])
+def test_weights_multiply_the_losses_of_their_classes(monkeypatch, size):
+    monkeypatch.setitem(_bands(), "cpu", 3 * size[1] * 5)
+    logits, targets = case((2, 5, 4, 6), size)
+    weight = torch.tensor([0.0, 0.5, 1.0, 2.0, 7.0], dtype=torch.float64)
+    resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    pixels = F.cross_entropy(resized, targets, ignore_index=IGNORED, reduction="none")
+    factors = weight[targets.masked_fill(targets == IGNORED, 0)]
+    expected = (pixels * factors).sum()
+    (expected_gradient,) = torch.autograd.grad(expected, logits)
+    loss = resized_cross_entropy(logits, targets, size, ignore_index=IGNORED, weight=weight)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert_close(loss, expected, 1e-10)
+    assert_close(gradient, expected_gradient, 1e-10)
+
+
 def test_memory_layout_of_the_logits_does_not_matter():
     logits, targets = case((2, 5, 4, 6), (16, 24))
     losses, gradients = [], []

@@ -9,7 +9,7 @@ import codecs
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -79,6 +79,7 @@ class SemSegFolder:
     layouts: Sequence[Layout]  # the first that is there is taken
     label_kinds: Sequence[LabelKind]  # the first of which there are files is taken
     image_suffixes: tuple[str, ...] = (".jpg",)
+    choose: Callable[[Sequence[str]], Sequence[str]] = list  # those of the NAMEs that are taken
 
     def load(self, root: str) -> list[dict[str, Any]]:
         """Return the split's samples: in the order of the list, or by name if it has none.
@@ -94,11 +95,12 @@ class SemSegFolder:
             names = sorted(images.keys() | found.labels.keys())
         else:
             names = self._read_list(found.list_path)
+        names = self.choose(names)
         suffix = self.image_suffixes[0]
         samples = self._samples(found, names, {n: images.get(n, n + suffix) for n in names})
-        gaps = [self._missing(found.image_dir, names, images, suffix)]
+        gaps = [describe_missing(found.image_dir, names, images, suffix)]
         if found.label_dir is not None:
-            gaps.append(self._missing(found.label_dir, names, found.labels, found.kind.suffix))
+            gaps.append(describe_missing(found.label_dir, names, found.labels, found.kind.suffix))
         if any(gaps):
             reason = ", and ".join(gap for gap in gaps if gap)
             raise IncompleteDatasetError(f"Dataset '{self.name}' must have {reason}.", samples)
@@ -177,17 +179,17 @@ class SemSegFolder:
             text = _decode(file.read(), path)
         return [line.strip() for line in text.splitlines() if line.strip()]
 
-    @staticmethod
-    def _missing(
-        folder: str, names: Sequence[str], present: Mapping[str, str], suffix: str
-    ) -> str | None:
-        """Say which files a folder lacks, if it does."""
-        missing = sorted(name + suffix for name in names if name not in present)
-        if not missing:
-            return None
-        shown = ", ".join(missing[:_MAX_NAMES_SHOWN])
-        more = ", ..." if len(missing) > _MAX_NAMES_SHOWN else ""
-        return f"{len(names)} files in '{folder}', but {len(missing)} are missing: {shown}{more}"
+
+def describe_missing(
+    folder: str, names: Sequence[str], present: Container[str], suffix: str = ""
+) -> str | None:
+    """Say which files a folder lacks, if it does."""
+    missing = sorted(name + suffix for name in names if name not in present)
+    if not missing:
+        return None
+    shown = ", ".join(missing[:_MAX_NAMES_SHOWN])
+    more = ", ..." if len(missing) > _MAX_NAMES_SHOWN else ""
+    return f"{len(names)} files in '{folder}', but {len(missing)} are missing: {shown}{more}"
 
 
 def register_sem_seg(name: str, load: Callable[[], list[dict[str, Any]]], **metadata: Any) -> None:

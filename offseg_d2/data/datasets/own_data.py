@@ -6,33 +6,48 @@
     ROOT/images/SPLIT/NAME.jpg
     ROOT/annotations/SPLIT/NAME.png
 
+Without a folder for each split, a fifth of the images, chosen by the hashes of their names, is the
+split ``val`` and the others are ``train``. Labels may also be COCO JSON files, see
+:mod:`.coco_folder`.
+
 ``folder:ROOT:SPLIT`` in ``DATASETS.TRAIN`` or ``DATASETS.TEST`` is such a dataset without any
 code; :func:`register_folder` gives it a name of its own.
 """
 
 import difflib
+import functools
 import logging
 import os
 from collections.abc import Iterable, Sequence
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.utils.io import list_folder
-
-from .class_file import ClassTable, class_table, find_class_file, read_class_file
-from .folder import LabelKind, Layout, SemSegFolder, register_split
+from .class_file import CLASS_FILES, ClassTable, class_table, find_class_file, read_class_file
+from .coco_folder import coco_class_table, find_coco_files, load_coco
+from .folder import LabelKind, Layout, SemSegFolder, register_sem_seg, register_split
+from .own_layout import (
+    IMAGE_SUFFIXES,
+    IMAGES,
+    LABELS,
+    VALIDATION_SPLITS,
+    describe_folder,
+    explain_absence,
+    split_by_name,
+    split_folders,
+    splits_of,
+)
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "folder:"
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-_IMAGES, _LABELS = "images", "annotations"
+# Names under which exports have what is looked for here.
+_OTHER_LABELS = ("masks", "labels", "mask", "label", "annotation", "SegmentationClass")
 
 
 def register_folder(name: str, root: str, classes: Sequence[str] | str | None = None) -> list[str]:
-    """Register the splits of a folder as ``{name}_{split}``, one for each folder in ``images/``.
+    """Register the splits of a folder as ``{name}_{split}``; see the module's text for its forms.
 
     Args:
         name: of the dataset.
@@ -49,20 +64,19 @@ def register_folder(name: str, root: str, classes: Sequence[str] | str | None = 
         ValueError: the classes cannot be used, or the name is taken.
     """
     root = os.path.expanduser(root)
-    splits = _splits(root)
+    splits = splits_of(root)
     if not splits:
         raise FileNotFoundError(
-            f"`root` must hold a folder 'images' with a folder for each split, but '{root}' does "
-            f"not."
+            f"`root` must hold a folder 'images' with a folder for each split, but "
+            f"{describe_folder(root)}."
         )
-    table = _table(root, classes)
     for split in splits:
         known = MetadataCatalog.get(f"{name}_{split}")
         if getattr(known, "stuff_classes", None) and getattr(known, "folder_root", None) != root:
             raise ValueError(
                 f"`name` must not be that of another dataset, but '{known.name}' is taken."
             )
-        _register(f"{name}_{split}", root, split, table)
+        _register(f"{name}_{split}", root, split, classes)
     return [f"{name}_{split}" for split in splits]
 
 
@@ -75,13 +89,10 @@ def ensure_registered(names: Iterable[str]) -> None:
     """
     for name in names:
         if name.startswith(PREFIX) and name not in DatasetCatalog.list():
-            root, split = _parse(name)
-            if split not in _splits(root):
-                raise FileNotFoundError(
-                    f"Dataset '{name}' must have its images in '{root}/{_IMAGES}/{split}', but "
-                    f"there is no such folder; splits there: {', '.join(_splits(root)) or 'none'}."
-                )
-            _register(name, root, split, _table(root, None))
+            root, split = parse_name(name)
+            if split not in splits_of(root):
+                raise FileNotFoundError(explain_absence(name, root, split))
+            _register(name, root, split, None)
 
 
 def require_registered(name: str, key: str = "") -> None:
@@ -110,9 +121,11 @@ def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
     """Register the ``folder:`` datasets of a config, and set in it what follows from them.
 
     ``MODEL.SEM_SEG_HEAD.NUM_CLASSES`` becomes the number of classes of ``DATASETS.TRAIN`` (of
-    ``DATASETS.TEST`` for an evaluation). In training, members of ``DATASETS.TEST`` with other
-    classes (those of the config file that was started from) give way to the folder's split
-    ``val``, if there is one. Each change is logged. Without ``folder:`` datasets nothing changes.
+    ``DATASETS.TEST`` for an evaluation); so it does for other registered datasets where it has
+    Detectron2's default value. In training, members of ``DATASETS.TEST`` with other classes (those
+    of the config file that was started from) give way to the folder's split ``val`` (``valid``,
+    ``validation``), if there is one; so does an empty ``DATASETS.TEST``. Each change is logged.
+    Nothing else changes.
 
     Args:
         cfg: config, changed in place even if it is frozen.
@@ -124,18 +137,21 @@ def adapt_to_folders(cfg: CfgNode, *, eval_only: bool = False) -> None:
     leading = cfg.DATASETS.TEST if eval_only else cfg.DATASETS.TRAIN
     ensure_registered([*leading, *cfg.DATASETS.TEST])
     folders = [name for name in leading if name.startswith(PREFIX)]
-    if not folders:
+    head = cfg.MODEL.SEM_SEG_HEAD
+    unset = head.NUM_CLASSES == get_cfg().MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    named = folders or [name for name in leading if unset and name in DatasetCatalog.list()]
+    classes = MetadataCatalog.get(named[0]).get("stuff_classes") if named else None
+    if not classes:
         return
     was_frozen = cfg.is_frozen()
     cfg.defrost()
-    head, number = cfg.MODEL.SEM_SEG_HEAD, len(MetadataCatalog.get(folders[0]).stuff_classes)
-    if number != head.NUM_CLASSES:
+    if len(classes) != head.NUM_CLASSES:
         logger.info(
-            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` is {number}, as '{folders[0]}' has it "
+            f"`MODEL.SEM_SEG_HEAD.NUM_CLASSES` is {len(classes)}, as '{named[0]}' has it "
             f"(the configuration says {head.NUM_CLASSES})."
         )
-        head.NUM_CLASSES = number
-    if not eval_only:
+        head.NUM_CLASSES = len(classes)
+    if folders and not eval_only:
         _replace_other_test_sets(cfg, folders[0])
     if was_frozen:
         cfg.freeze()
@@ -154,33 +170,30 @@ def _replace_other_test_sets(cfg: CfgNode, train_name: str) -> None:
         or name not in DatasetCatalog.list()
         or getattr(MetadataCatalog.get(name), "stuff_classes", None) == classes
     )
+    if kept and kept == before:
+        return
+    root, _ = parse_name(train_name)
+    validation = [split for split in VALIDATION_SPLITS if split in splits_of(root)]
+    if not kept and validation:
+        kept = (f"{PREFIX}{root}:{validation[0]}",)
+        ensure_registered(kept)
     if kept == before:
         return
-    root, _ = _parse(train_name)
-    if not kept and "val" in _splits(root):
-        kept = (f"{PREFIX}{root}:val",)
-        ensure_registered(kept)
     cfg.DATASETS.TEST = kept
-    logger.warning(
-        f"`DATASETS.TEST` is {kept} instead of {before}, whose classes are not those of "
-        f"'{train_name}'."
-    )
+    reason = f", whose classes are not those of '{train_name}'" if before else ""
+    logger.warning(f"`DATASETS.TEST` is {kept} instead of {before}{reason}.")
 
 
-def _parse(name: str) -> tuple[str, str]:
-    """Root and split of ``folder:ROOT:SPLIT``; the root may hold colons."""
+def parse_name(name: str) -> tuple[str, str]:
+    """Return root and split of ``folder:ROOT:SPLIT``; the root may hold colons.
+
+    Raises:
+        ValueError: the name is of another form.
+    """
     root, _, split = name.removeprefix(PREFIX).rpartition(":")
     if not root or not split or "/" in split:
         raise ValueError(f"A dataset folder must be named 'folder:ROOT:SPLIT', but is '{name}'.")
     return os.path.expanduser(root), split
-
-
-def _splits(root: str) -> list[str]:
-    if not PathManager.isdir(root):
-        raise FileNotFoundError(f"Dataset folder '{root}' must exist, but there is none.")
-    images = os.path.join(root, _IMAGES)
-    entries = list_folder(images) if PathManager.isdir(images) else []
-    return sorted(e for e in entries if PathManager.isdir(os.path.join(images, e)))
 
 
 def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
@@ -191,27 +204,63 @@ def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
     return class_table({"classes": list(classes)}, "`classes`")
 
 
-def _register(name: str, root: str, split: str, table: ClassTable) -> None:
-    labels: str | None = f"{_LABELS}/{split}"
-    if not PathManager.isdir(os.path.join(root, labels)):
-        logger.info(
-            f"'{name}' has no folder '{root}/{labels}': it can be predicted, not trained on or "
-            f"evaluated."
-        )
-        labels = None
-    folder = SemSegFolder(
-        name,
-        [Layout(root, f"{_IMAGES}/{split}", labels)],
-        [LabelKind(".png", table.label_map)],
-        image_suffixes=IMAGE_SUFFIXES,
-    )
-    register_split(folder, table.classes, find_root=_no_root)
+def _register(name: str, root: str, split: str, classes: Sequence[str] | str | None) -> None:
     metadata = MetadataCatalog.get(name)
+    for key in ("label_colors", "refresh_label_map"):  # of an earlier registration by this name
+        vars(metadata).pop(key, None)
+    coco = find_coco_files(root)
+    if coco:
+        table = _register_coco(name, root, split, coco, classes)
+    else:
+        table = _table(root, classes)
+        folder = _folder(name, root, split, table)
+        register_split(folder, table.classes, find_root=_no_root)
     metadata.folder_root = root
-    # What an earlier registration by this name may have set.
-    vars(metadata).pop("label_colors", None)
     if table.has_palette:
         metadata.label_colors = [color for _, color in table.classes]
+
+
+def _folder(name: str, root: str, split: str, table: ClassTable) -> SemSegFolder:
+    is_divided = bool(split_folders(root))
+    inner = f"/{split}" if is_divided else ""
+    labels: str | None = f"{LABELS}{inner}"
+    if not PathManager.isdir(os.path.join(root, labels)):
+        other = next((n for n in _OTHER_LABELS if PathManager.isdir(os.path.join(root, n))), None)
+        hint = f" Rename '{root}/{other}' to '{LABELS}' if it holds the labels." if other else ""
+        logger.info(
+            f"'{name}' has no folder '{root}/{labels}': it can be predicted, not trained on or "
+            f"evaluated.{hint}"
+        )
+        labels = None
+    return SemSegFolder(
+        name,
+        [Layout(root, f"{IMAGES}{inner}", labels)],
+        [LabelKind(".png", table.label_map)],
+        image_suffixes=IMAGE_SUFFIXES,
+        choose=list if is_divided else functools.partial(split_by_name, split),
+    )
+
+
+def _register_coco(
+    name: str, root: str, split: str, files: dict[str, str], classes: Sequence[str] | str | None
+) -> ClassTable:
+    if classes is not None and not isinstance(classes, str):
+        raise ValueError(
+            f"`classes` must be None or the path of a file for COCO JSON files, but is {classes!r}."
+        )
+    there = (os.path.join(root, file) for file in CLASS_FILES)
+    class_file = classes or next((path for path in there if PathManager.isfile(path)), None)
+    path = files.get(split, files.get("", ""))
+    table = coco_class_table(path, class_file)
+    choose = functools.partial(split_by_name, split) if "" in files else list
+    register_sem_seg(
+        name,
+        functools.partial(load_coco, name, root, split, path, choose),
+        stuff_classes=[name for name, _ in table.classes],
+        stuff_colors=[color for _, color in table.classes],
+        label_map=table.label_map,
+    )
+    return table
 
 
 def _no_root() -> str:

@@ -2,6 +2,7 @@
 
 from ..datasets import require_registered
 from .check import ClassStatistics, DatasetReport, check_datasets
+from .class_proposal import propose_class_file
 from .faults import FAULTS, WARNINGS, Fault
 from .listing import list_samples
 from .report import format_json, format_report, plot_classes
@@ -17,5 +18,6 @@ __all__ = [
     "format_report",
     "list_samples",
     "plot_classes",
+    "propose_class_file",
     "require_registered",
 ]

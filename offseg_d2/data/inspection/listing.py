@@ -9,6 +9,7 @@ from typing import Any
 from detectron2.data import DatasetCatalog
 from detectron2.utils.file_io import PathManager
 
+from ..coco_labels import is_coco_label
 from ..datasets import require_registered
 from .faults import Fault
 
@@ -61,7 +62,9 @@ def find_unused(samples: list[Sample]) -> Iterator[Fault]:
     dropped, and a fault. Elsewhere a list chooses what is used, and one line says how much is not.
     """
     pairs = [
-        (r["file_name"], r["sem_seg_file_name"]) for r in samples if r.get("sem_seg_file_name")
+        (r["file_name"], r["sem_seg_file_name"])
+        for r in samples
+        if r.get("sem_seg_file_name") and not is_coco_label(r["sem_seg_file_name"])
     ]
     endings = [_endings(os.path.basename(i), os.path.basename(m)) for i, m in pairs]
     image_folder_of = {os.path.dirname(m): os.path.dirname(i) for i, m in pairs}

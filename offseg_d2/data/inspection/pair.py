@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from ..coco_labels import is_coco_label
 from ..image_io import DataFileError, open_with_pillow, read_bytes, read_image
 from ..label_map import IGNORE_LABEL, LabelLut, read_raw_labels
 from .faults import Fault
@@ -116,6 +117,12 @@ def _check_image(
 
 def _check_label(path: str, lut: LabelLut) -> np.ndarray:
     """Return the raw ids, (H, W) uint8, of a usable label file."""
+    if is_coco_label(path):
+        try:
+            return read_raw_labels(path)
+        except DataFileError as error:
+            text = str(error).removeprefix(f"Label file '{path}' ").rstrip(".")
+            raise _FileError("label_format", text) from None
     encoded = _read_whole(path, "Label")
     header = _header_of(encoded)
     if header.format == "JPEG":

@@ -11,6 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from offseg_d2.modeling.losses import refuse_loss_options
 from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
 from offseg_d2.modeling.sem_seg_head.common import select_features
 from offseg_d2.modeling.transformer_decoder import MaskedAttentionDecoder
@@ -33,6 +34,7 @@ class MaskFormerHead(nn.Module):
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        refuse_loss_options(cfg)
         pixel_decoder = build_pixel_decoder(cfg, select_features(cfg, input_shape))
         num_levels = getattr(pixel_decoder, "num_memory_levels", 0)
         if num_levels == 0:

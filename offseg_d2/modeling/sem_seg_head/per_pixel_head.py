@@ -3,6 +3,8 @@
 Which pixel decoder and which classifier is a matter of configuration; there is one head.
 """
 
+from collections.abc import Sequence
+
 import torch
 from detectron2.config import CfgNode, configurable
 from detectron2.layers import ShapeSpec
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from offseg_d2.layers import resized_cross_entropy
 from offseg_d2.modeling.classifiers import build_classifier
+from offseg_d2.modeling.losses import dice_loss, keep_hard_pixels, loss_options
 from offseg_d2.modeling.pixel_decoder import build_pixel_decoder
 from offseg_d2.modeling.sem_seg_head.common import select_features
 
@@ -24,6 +27,10 @@ class PerPixelHead(nn.Module):
         classifier: (B, C, h, w) -> (B, K, h, w).
         ignore_value: label of pixels that do not count.
         loss_weight: factor on the loss.
+        class_weights: one for each class; None weighs all alike. "balanced" has to become numbers
+            before the first loss, see :func:`offseg_d2.data.balance_class_weights`.
+        ohem_share: share of the labelled pixels, those with the highest loss, that count.
+        dice_weight: factor on the dice loss; 0 leaves it out.
     """
 
     @configurable
@@ -34,12 +41,21 @@ class PerPixelHead(nn.Module):
         classifier: nn.Module,
         ignore_value: int = 255,
         loss_weight: float = 1.0,
+        class_weights: Sequence[float] | str | None = None,
+        ohem_share: float = 1.0,
+        dice_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.pixel_decoder = pixel_decoder
         self.classifier = classifier
         self.ignore_value = ignore_value
         self.loss_weight = loss_weight
+        self.ohem_share, self.dice_weight = ohem_share, dice_weight
+        self.needs_class_weights = isinstance(class_weights, str)
+        given = class_weights is not None and not self.needs_class_weights
+        weights = torch.tensor(class_weights, dtype=torch.float32) if given else None
+        # Not among the weights of a checkpoint: they are a setting.
+        self.register_buffer("class_weights", weights, persistent=False)
 
     @classmethod
     def from_config(cls, cfg: CfgNode, input_shape: dict[str, ShapeSpec]) -> dict:
@@ -59,6 +75,7 @@ class PerPixelHead(nn.Module):
             ),
             "ignore_value": head.IGNORE_VALUE,
             "loss_weight": head.LOSS_WEIGHT,
+            **loss_options(cfg),
         }
 
     def forward(self, features: dict[str, Tensor]) -> Tensor:
@@ -72,15 +89,34 @@ class PerPixelHead(nn.Module):
         """Cross-entropy, summed over the labelled pixels and divided by *all* pixels.
 
         Dividing by all pixels, ignored and padded ones included, is what the authors' training
-        does; it weighs batches with few labelled pixels less.
+        does; it weighs batches with few labelled pixels less. :mod:`offseg_d2.modeling.losses` has
+        the formulas with class weights, hard pixels and dice.
 
         Args:
             logits: (B, K, h, w).
             targets: (B, H, W) int64, class ids or ``ignore_value``.
             size: (height, width) to which the logits are resized, a few rows at a time; the upper
                 left H x W of them count. None if the logits have the size of the targets.
+
+        Raises:
+            ValueError: the class weights have not become numbers.
         """
+        if self.needs_class_weights:
+            raise ValueError(
+                "`MODEL.SEM_SEG_HEAD.LOSS.CLASS_WEIGHTS` must be numbers before the first loss, "
+                "but is 'balanced'; `offseg_d2.data.balance_class_weights(cfg)` computes them."
+            )
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         size = size or (logits.shape[-2], logits.shape[-1])
-        loss = resized_cross_entropy(logits, targets, size, ignore_index=self.ignore_value)
-        return {"loss_sem_seg": loss * (self.loss_weight / targets.numel())}
+        weight = None if self.class_weights is None else self.class_weights.to(logits.dtype)
+        options = {"ignore_index": self.ignore_value, "weight": weight}
+        counted, number = targets, targets.numel()
+        if self.ohem_share < 1:
+            counted = keep_hard_pixels(logits, targets, size, share=self.ohem_share, **options)
+            number = (counted != self.ignore_value).sum().clamp(min=1)
+        loss = resized_cross_entropy(logits, counted, size, **options)
+        losses = {"loss_sem_seg": loss * (self.loss_weight / number)}
+        if self.dice_weight:
+            dice = dice_loss(logits, targets, size, ignore_index=self.ignore_value)
+            losses["loss_dice"] = self.dice_weight * dice
+        return losses

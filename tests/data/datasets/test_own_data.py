@@ -71,6 +71,17 @@ def test_config_without_folders_is_left_alone():
     assert cfg.dump() == before
 
 
+@pytest.mark.parametrize(("stated", "number"), [(54, 11), (12, 12)])
+def test_number_of_classes_follows_any_dataset_unless_it_is_stated(stated, number, caplog):
+    cfg = load_config("", ["DATASETS.TRAIN", ("camvid_train",)])
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = stated
+    with caplog.at_level(logging.INFO, logger="offseg_d2.data.datasets"):
+        adapt_to_folders(cfg)
+    assert number == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    assert ("NUM_CLASSES` is 11" in caplog.text) == (stated == 54)
+    assert cfg.DATASETS.TEST == ()
+
+
 def test_changes_of_the_config_are_logged(root, caplog):
     with caplog.at_level(logging.INFO, logger="offseg_d2.data.datasets"):
         adapt_to_folders(config(root))
@@ -83,13 +94,15 @@ def test_changes_of_the_config_are_logged(root, caplog):
     [
         (("train",), ("camvid_test",), ()),  # the folder has no val
         (("train", "val"), ("camvid_tset",), ("camvid_tset",)),  # for the error that names it
+        (("train", "val"), (), ("folder:{}:val",)),
+        (("train", "valid"), ("camvid_test",), ("folder:{}:valid",)),
     ],
 )
 def test_test_sets_of_a_folder(tmp_path, splits, test_sets, expected):
     root = common.write_own(tmp_path / "pets", splits=splits)
     cfg = config(root, "DATASETS.TEST", test_sets)
     adapt_to_folders(cfg)
-    assert expected == cfg.DATASETS.TEST
+    assert tuple(name.format(root) for name in expected) == cfg.DATASETS.TEST
 
 
 def test_test_folder_with_other_classes_is_refused_by_its_loader(root, tmp_path):
