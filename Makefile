@@ -7,13 +7,14 @@ TYPED := $(wildcard offseg_d2/layers offseg_d2/modeling/offset_learning.py \
 	offseg_d2/solver offseg_d2/checkpoint offseg_d2/doctor.py \
 	offseg_d2/commands/setup_env.py)
 
-.PHONY: help demo test test-extras test-slurm lint setup doctor matrix clean
+.PHONY: help demo test test-extras test-slurm test-gpu lint setup doctor matrix clean
 
 help:
 	@echo "make demo    train a small model, evaluate it and draw its predictions (CPU, minutes)"
 	@echo "make test    lint and the default tests"
 	@echo "make test-extras  the tests of export, web page and site, whose packages it installs"
 	@echo "make test-slurm  the tests on a real SLURM, which they start on this machine"
+	@echo "make test-gpu  the tests on this machine's GPUs"
 	@echo "make setup   only make the environment $(VENV)"
 	@echo "make lint    ruff and mypy"
 	@echo "make doctor  versions, CUDA, dataset folders, and what to do about problems"
@@ -46,6 +47,10 @@ test-extras: setup
 # Without SLURM's programs this fails, instead of skipping: who calls it wants it run.
 test-slurm: setup
 	OFFSEG_REQUIRE_SLURM=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/integration
+
+# Installs nothing: `make test-gpu BIN=/usr/bin` takes the Python of an environment that exists.
+test-gpu:
+	$(BIN)/python -m pytest -m gpu tests/gpu
 
 doctor: setup
 	@$(BIN)/python -m offseg_d2.doctor
