@@ -210,7 +210,7 @@ class Segmenter:
             image: (H, W, 3) uint8 **RGB**, such as a ``np.memmap``; only windows of it are read.
             window: side of a window in pixels.
             overlap: of neighbouring windows in pixels, less than half a window.
-            out: (H, W) integers to be filled, such as a ``np.memmap``; by default a new uint8 array.
+            out: (H, W) integers to be filled, such as a ``np.memmap``; a new uint8 array if None.
 
         Returns:
             ``out``.
