@@ -62,6 +62,7 @@ setup(
     ],
     extras_require={
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
+        "hub": ["huggingface_hub"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "openvino": ["openvino"],
         "timm": ["timm"],
