@@ -72,6 +72,7 @@ setup(
     extras_require={
         "dev": ["mypy", "pytest", "pytest-xdist", "ruff"],
         "docs": ["mkdocs"],
+        "hub": ["huggingface_hub"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "openvino": ["openvino"],
         "timm": ["timm"],

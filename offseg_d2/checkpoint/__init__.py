@@ -2,6 +2,7 @@
 
 from .checkpointer import SafeCheckpointer, StateDictConverter, build_checkpointer
 from .conversion import Conversion, convert, convert_file, convert_for_model
+from .published import HubHandler
 from .run_folder import last_checkpoint
 from .safe_load import (
     CheckpointError,
@@ -15,6 +16,7 @@ __all__ = [
     "CheckpointError",
     "Conversion",
     "CorruptCheckpointError",
+    "HubHandler",
     "SafeCheckpointer",
     "StateDictConverter",
     "UnsafeCheckpointError",

@@ -31,6 +31,7 @@ from offseg_d2.utils.io import remove_temporary_files, write_atomically
 
 from .class_names import check_class_names
 from .conversion import convert_for_model
+from .published import describe_missing_weights
 from .run_folder import (
     PERIODIC_NAME,
     resumable_checkpoints,
@@ -238,7 +239,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             CheckpointError: if it is damaged, unsafe, incomplete or does not fit the model.
         """
         if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
-            raise FileNotFoundError(f"`MODEL.WEIGHTS` must be an existing file, but is {path!r}.")
+            raise FileNotFoundError(describe_missing_weights(path, complete))
         if not path and complete:
             raise FileNotFoundError("`MODEL.WEIGHTS` must name a file of weights, but is ''.")
         if not path:

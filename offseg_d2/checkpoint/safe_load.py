@@ -94,7 +94,8 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
     if os.path.getsize(local_path) == 0:
         raise CorruptCheckpointError(f"Checkpoint file `{path}` is empty.")
     try:
-        data = _reader_for(path, local_path)(path, local_path)
+        named = path if os.path.splitext(path)[1] else local_path
+        data = _reader_for(named, local_path)(path, local_path)
     except LimitError as error:
         raise UnsafeCheckpointError(f"Checkpoint file `{path}` is refused: {error}.") from None
     if not isinstance(data, dict):

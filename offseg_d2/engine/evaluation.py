@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -96,8 +96,24 @@ def inference_dir(cfg: CfgNode, dataset_name: str) -> str:
 
 
 def folder_name(dataset_name: str) -> str:
-    """The dataset's name as one part of a path: "folder:/data/own:val" -> "folder_data_own_val"."""
-    return re.sub(r"[^\w.-]+", "_", dataset_name)
+    """The end of the dataset's name as one part of a path: "folder:/data/own:val" -> "own_val"."""
+    return re.sub(r"[^\w.-]+", "_", dataset_name.rstrip("/").rpartition("/")[2]).strip("_")
+
+
+def check_folder_names(dataset_names: Sequence[str]) -> None:
+    """Check that what evaluations write goes into a folder for each dataset.
+
+    Raises:
+        ConfigError: two have the same folder name.
+    """
+    folders: dict[str, str] = {}
+    for name in dataset_names:
+        other = folders.setdefault(folder_name(name), name)
+        if other != name:
+            raise ConfigError(
+                f"`DATASETS.TEST` must name data sets whose last parts differ, but names '{other}' "
+                f"and '{name}', which would share the folder '{folder_name(name)}'."
+            )
 
 
 def _is_labelled(samples: list[dict[str, Any]]) -> bool:
@@ -213,6 +229,7 @@ def evaluate(
     """
     if not cfg.DATASETS.TEST:
         raise ConfigError("`DATASETS.TEST` must name a data set to evaluate on, but is empty.")
+    check_folder_names(cfg.DATASETS.TEST)
     for name in cfg.DATASETS.TEST:
         require_registered(name, "DATASETS.TEST")
     predicting = deployed(cfg, model)

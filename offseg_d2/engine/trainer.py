@@ -37,7 +37,7 @@ from .defaults import (
     software_versions,
 )
 from .ema import WeightAverage, WeightAverageHook
-from .evaluation import build_evaluator, on_all_images, run_test
+from .evaluation import build_evaluator, check_folder_names, on_all_images, run_test
 from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
 from .model_options import apply_model_options
 from .progress import OffsetLengthHook, ProgressHook, ValidationPictures
@@ -254,6 +254,7 @@ class Trainer(TrainLoop):
 
     def _check_test_sets(self) -> None:
         """Make mistakes in what the evaluation needs show before the training, not after it."""
+        check_folder_names(self.cfg.DATASETS.TEST)
         for name in self.cfg.DATASETS.TEST:
             self.build_test_loader(self.cfg, name)
             self.build_evaluator(self.cfg, name)

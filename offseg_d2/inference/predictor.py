@@ -7,7 +7,7 @@ does, with OpenCV, and reads checkpoints of any known origin without executing a
 import glob
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ from offseg_d2.data import build_augmentations, ensure_registered
 from offseg_d2.inference.preprocessing import to_sample
 from offseg_d2.modeling import (
     AugmentedModel,
+    Segmentor,
     available_device,
     build_evaluation_model,
     build_model,
 )
+from offseg_d2.modeling.meta_arch.scores import resized_blocks
 from offseg_d2.utils.io import is_system_entry, list_folder
 from offseg_d2.visualization.classes import to_labels
 
@@ -135,6 +137,35 @@ class Predictor:
             return []
         outputs = self._evaluation_model([self.sample(image) for image in images])
         return [to_labels(output["sem_seg"]) for output in outputs]
+
+    @torch.inference_mode()
+    def probability_blocks(self, image: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        """Predict the probabilities of all classes, some rows at a time.
+
+        Mask-query models give each class a sum over the queries; it is divided by that of all.
+
+        Args:
+            image: (H, W, 3) uint8 **BGR**, as OpenCV reads it.
+
+        Yields:
+            first row, and (K, n, W) from there on, whose sum over the classes is 1; each row once,
+            from top to bottom. With test-time augmentation all rows at once.
+        """
+        if isinstance(self._evaluation_model, AugmentedModel) or not isinstance(
+            self._network, Segmentor
+        ):
+            scores = self(image)
+            is_augmented = isinstance(self._evaluation_model, AugmentedModel)
+            blocks = iter([(0, scores if is_augmented else scores.softmax(0))])
+        else:
+            blocks = self._stream_probabilities(image)
+        for first, block in blocks:
+            yield first, block / block.sum(0, keepdim=True).clamp(min=torch.finfo(block.dtype).tiny)
+
+    def _stream_probabilities(self, image: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        for _, scores in self._network.stream_scores([self.sample(image)]):
+            for first, block in resized_blocks(scores, image.shape[:2]):
+                yield first, self._network.probabilities(block)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which the network sees an image of this height and width."""

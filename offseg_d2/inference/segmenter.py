@@ -7,23 +7,28 @@
     segment = Segmenter.from_checkpoint("output/demo/model_final.pth")
     result = segment("street.jpg")
     result.areas()          # {"road": 0.31, "sky": 0.22, ...}
+    result.polygons("sky")  # outlines; result.rle("sky") for COCO
     result.save("street_overlay.png")
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import cv2
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import Metadata, MetadataCatalog
 from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
 
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
 from offseg_d2.config import load_config, load_config_text
 from offseg_d2.data import read_image
 from offseg_d2.data.datasets.class_file import class_table
 from offseg_d2.inference.predictor import Predictor
+from offseg_d2.inference.windows import label_map_by_windows
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.classes import class_names, color_map
 
@@ -40,11 +45,13 @@ class Segmentation:
         image: (H, W, 3) uint8 RGB.
         labels: (H, W) integer class ids.
         metadata: names and colours of the classes.
+        confidence: (H, W) float32, probability of each pixel's class, where it was asked for.
     """
 
     image: np.ndarray
     labels: np.ndarray
     metadata: Metadata
+    confidence: np.ndarray | None = None
 
     def areas(self) -> dict[str, float]:
         """Share of the image of each class that is in it, the largest first."""
@@ -63,6 +70,36 @@ class Segmentation:
         if name not in names:
             raise ValueError(f"`name` must be one of {names}, but is {name!r}.")
         return self.labels == names.index(name)
+
+    def polygons(self, name: str, *, min_area: float = 0.0) -> list[np.ndarray]:
+        """Outlines of the connected parts of a class, through the centres of their border pixels.
+
+        Holes are not cut out; :meth:`rle` has them.
+
+        Args:
+            name: of the class.
+            min_area: parts with a smaller area inside the outline are left out, in pixels.
+
+        Returns:
+            (N, 2) int32 corners x, y of each part, the largest first.
+
+        Raises:
+            ValueError: there is no class of this name.
+        """
+        mask = self.mask(name).astype(np.uint8)
+        found, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        areas = [cv2.contourArea(contour) for contour in found]
+        order = sorted(range(len(found)), key=lambda index: -areas[index])
+        return [found[index].reshape(-1, 2) for index in order if areas[index] >= min_area]
+
+    def rle(self, name: str) -> dict[str, Any]:
+        """Pixels of a class as COCO's compressed run lengths: {"size": [H, W], "counts": text}.
+
+        Raises:
+            ValueError: there is no class of this name.
+        """
+        encoded = coco_mask.encode(np.asfortranarray(self.mask(name).astype(np.uint8)))
+        return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()}
 
     def overlay(self, opacity: float = 0.5) -> np.ndarray:
         """The image under the colours of its classes: (H, W, 3) uint8 RGB."""
@@ -120,17 +157,68 @@ class Segmenter:
             )
         return cls(Predictor(cfg, metadata=_classes_of(path, content, cfg)))
 
-    def __call__(self, image: ImageLike) -> Segmentation:
+    def __call__(self, image: ImageLike, *, confidence: bool = False) -> Segmentation:
         """Segment an image.
 
         Args:
             image: path, PIL image, or (H, W, 3) uint8 **RGB** (grey (H, W) too).
+            confidence: also give the probability of each pixel's class; takes a little longer.
 
         Raises:
             FileNotFoundError, DataFileError: the file cannot be read.
             ValueError: an array of another shape or type.
         """
-        return self.batch([image])[0]
+        if not confidence:
+            return self.batch([image])[0]
+        bgr, rgb = _read(image)
+        labels = np.empty(bgr.shape[:2], dtype=np.int32)
+        chosen = np.empty(bgr.shape[:2], dtype=np.float32)
+        for first, block in self.predictor.probability_blocks(bgr):
+            rows = slice(first, first + block.shape[1])
+            best = block.max(dim=0)
+            chosen[rows], labels[rows] = best.values.cpu().numpy(), best.indices.cpu().numpy()
+        return Segmentation(rgb, labels, self.predictor.metadata, chosen)
+
+    def probabilities(self, image: ImageLike) -> np.ndarray:
+        """Probabilities of all classes: (K, H, W) float32, whose sum over the classes is 1.
+
+        Args:
+            image: as above.
+
+        Raises:
+            FileNotFoundError, DataFileError: the file cannot be read.
+            ValueError: an array of another shape or type.
+        """
+        bgr, _ = _read(image)
+        blocks = [block.cpu().numpy() for _, block in self.predictor.probability_blocks(bgr)]
+        return np.concatenate(blocks, axis=1).astype(np.float32, copy=False)
+
+    def large(
+        self,
+        image: np.ndarray,
+        *,
+        window: int = 2048,
+        overlap: int = 256,
+        out: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Label map of an image that is too large for memory, window by window.
+
+        Each window is predicted as an image of its own, at its own test scale; where windows
+        overlap, each counts up to the middle.
+
+        Args:
+            image: (H, W, 3) uint8 **RGB**, such as a ``np.memmap``; only windows of it are read.
+            window: side of a window in pixels.
+            overlap: of neighbouring windows in pixels, less than half a window.
+            out: (H, W) integers to be filled, such as a ``np.memmap``; a new uint8 array if None.
+
+        Returns:
+            ``out``.
+
+        Raises:
+            ValueError: a number, shape or type cannot be used.
+        """
+        return label_map_by_windows(lambda part: self(part).labels, image, window, overlap, out)
 
     def batch(self, images: Sequence[ImageLike]) -> list[Segmentation]:
         """Segment several images; those of one size go through the network together.

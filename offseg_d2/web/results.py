@@ -102,13 +102,14 @@ class Models:
         return True
 
     def describe(self, index: int) -> str:
-        """Describe a model in one line."""
+        """Describe a model in one line that begins with the end of its file's path."""
         predictor = self.segmenters[index].predictor
         millions = sum(p.numel() for p in predictor.model.parameters()) / 1e6
         backbone = predictor.cfg.MODEL.BACKBONE.NAME.removeprefix("build_")
         kind = "offset" if self.has_offsets(index) else "plain"
+        file = "/".join(os.path.abspath(predictor.cfg.MODEL.WEIGHTS).split(os.sep)[-2:])
         return (
-            f"{backbone.removesuffix('_backbone')}, {kind} classifier, {len(self.classes)} "
+            f"{file}: {backbone.removesuffix('_backbone')}, {kind} classifier, {len(self.classes)} "
             f"classes, {millions:.1f} M parameters, on {predictor.cfg.MODEL.DEVICE}"
         )
 

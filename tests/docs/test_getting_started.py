@@ -8,14 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from tests.common import ROOT
 from tests.data.datasets import common
 from tests.docs.pages import blocks
 
 PAGE = ROOT / "docs/GETTING_STARTED.md"
-# What is not run here: it makes the environment, in which this test runs, and the demo's model.
-LEFT_OUT = ("make demo", "source .venv")
+# What is not run here: it makes the environment, in which this test runs, the demo's model, and the
+# ImageNet weights, in whose place a file with random ones is made.
+LEFT_OUT = ("make demo", "source .venv", "pip install", "mkdir -p weights", 'cp "$(python')
 pytestmark = pytest.mark.slow
 
 
@@ -34,6 +37,9 @@ def test_commands_of_the_page_run(tmp_path: Path):
             tmp_path / name
         ).mkdir()
     common.write_own(tmp_path / "mydata")
+    (tmp_path / "weights").mkdir()
+    weights = torchvision.models.mobilenet_v2(weights=None).state_dict()
+    torch.save(weights, tmp_path / "weights/mobilenet_v2-b0353104.pth")
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     environment.pop("DETECTRON2_DATASETS", None)
     demo = [sys.executable, str(ROOT / "tools/make_demo.py")]

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import logging
 
 import pytest
 import torch
@@ -89,18 +88,6 @@ def test_batch_norm_is_synchronised_only_where_wanted_and_possible(
 def test_one_process_needs_no_wrapper():
     model = make_model()
     assert create_ddp_model(model, torch.device("cpu")) is model
-
-
-@pytest.fixture
-def quiet_loggers():
-    names = ("fvcore", "detectron2", "offseg_d2")
-    loggers = [logging.getLogger(name) for name in names]
-    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
-    yield
-    for logger, handlers, level in before:
-        logger.handlers = handlers
-        logger.propagate = True
-        logger.setLevel(level)
 
 
 def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_loggers, monkeypatch):

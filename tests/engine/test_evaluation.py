@@ -13,7 +13,7 @@ from torch import nn
 
 from offseg_d2.config import ConfigError
 from offseg_d2.engine import build_evaluator, evaluate
-from offseg_d2.engine.evaluation import _describe_inference
+from offseg_d2.engine.evaluation import _describe_inference, folder_name
 from tests.common import ROOT
 from tests.engine.tiny import NUM_CLASSES, make_cfg
 
@@ -92,6 +92,28 @@ def test_evaluation_writes_a_report_unless_switched_off(cfg, tmp_path):
     quiet = make_test_cfg(tmp_path / "quiet", "TEST.SEM_SEG.REPORT", "never")
     assert evaluate(quiet, CountingModel()) == results
     assert not (tmp_path / "quiet").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("camvid_test", "camvid_test"),
+        ("folder:/data/own:val", "own_val"),
+        ("folder:my data/:val", "val"),
+        ("folder:own:val", "folder_own_val"),
+        ("folder:/a/b c:val", "b_c_val"),
+    ],
+)
+def test_folder_is_named_after_the_last_part_of_the_dataset(name, folder):
+    assert folder_name(name) == folder
+
+
+def test_datasets_that_would_share_a_folder_are_refused(cfg):
+    names = ("folder:/a/own:val", "folder:/b/own:val")
+    cfg.defrost()
+    cfg.DATASETS.TEST = names
+    with pytest.raises(ConfigError, match="would share the folder 'own_val'"):
+        evaluate(cfg, CountingModel())
 
 
 @pytest.mark.parametrize(("rule", "number"), [("eval_only", 0), ("never", 0), ("always", 1)])
@@ -219,8 +241,7 @@ def test_predictions_of_nested_folders_keep_their_folders(tmp_path):
     out = tmp_path / "out"
     evaluate(cfg, CountingModel(), predictions_dir=str(out))
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
-    folder = "folder" + str(root).replace("/", "_") + "_val"
-    assert written == [f"{folder}/a/1.png", f"{folder}/b/1.png"]
+    assert written == ["nested_val/a/1.png", "nested_val/b/1.png"]
 
 
 def test_misspelt_test_set_is_answered_with_the_nearest_names_before_anything_is_written(

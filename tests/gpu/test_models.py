@@ -26,7 +26,9 @@ def build(host, classifier, *changes):
         *("MODEL.SEM_SEG_HEAD.DROPOUT", 0.0, "MODEL.BATCH_NORM", "BN"),
         *changes,
     )
-    return spread_weights(build_offseg(*changes, model=host))
+    model = build_offseg(*changes, model=host)
+    # The matrix decomposition of SegNeXt overflows with such weights.
+    return model if host == "segnext_t" else spread_weights(model)
 
 
 def make_batch():
@@ -39,7 +41,7 @@ def error_of(found, expected):
 
 
 def allowed(error):
-    """Relative error that is allowed where float32 on the CPU has this one: order of sums differs."""
+    """Relative error that is allowed where float32 on the CPU has this one."""
     return 5 * error + 1e-5
 
 

@@ -1,18 +1,21 @@
 """A checkpoint and an image to a segmentation."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from PIL import Image
+from pycocotools import mask as coco_mask
 
 from offseg_d2 import Segmenter
 from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
 from offseg_d2.engine import Trainer
 from offseg_d2.inference.predictor import Predictor
-from offseg_d2.inference.segmenter import _read
+from offseg_d2.inference.segmenter import Segmentation, _read
 from tests.common import ROOT, SMALL_OFFSEG, spread_weights
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -156,3 +159,108 @@ def test_configuration_of_a_checkpoint_is_plain_yaml(checkpoint, tmp_path):
 def test_what_is_no_image_is_refused(checkpoint, image, message):
     with pytest.raises(ValueError, match=message):
         Segmenter.from_checkpoint(checkpoint)(image)
+
+
+# ---------------------------------------------------------------------- probabilities and shapes
+
+
+@pytest.mark.parametrize("opts", [(), ("TEST.SEM_SEG.TTA.ENABLED", True, "TEST.DEPLOY", False)])
+def test_confidence_is_the_probability_of_the_chosen_class(checkpoint, image, opts):
+    segment = Segmenter.from_checkpoint(checkpoint, opts=opts)
+    probabilities = segment.probabilities(image)
+    assert probabilities.shape == (8, 64, 96) and probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(0), 1, rtol=1e-5)
+    result = segment(image, confidence=True)
+    np.testing.assert_array_equal(result.labels, probabilities.argmax(0))
+    np.testing.assert_array_equal(result.confidence, probabilities.max(0))
+    np.testing.assert_array_equal(result.labels, segment(image).labels)
+    assert segment(image).confidence is None
+    if not opts:
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        expected = segment.predictor(bgr).softmax(0).numpy()
+        np.testing.assert_allclose(probabilities, expected, rtol=1e-4, atol=1e-6)
+
+
+def drawn(labels) -> Segmentation:
+    labels = np.array(labels)
+    metadata = Metadata(stuff_classes=["sky", "tree"])
+    return Segmentation(np.zeros((*labels.shape, 3), np.uint8), labels, metadata)
+
+
+def test_polygons_are_the_outlines_of_connected_parts():
+    labels = np.zeros((8, 10), dtype=int)
+    labels[1:7, 1:6] = 1
+    labels[3, 3] = 0  # a hole
+    labels[2:4, 7:9] = 1
+    result = drawn(labels)
+    large, small = result.polygons("tree")
+    assert {tuple(corner) for corner in large.tolist()} == {(1, 1), (5, 1), (5, 6), (1, 6)}
+    assert {tuple(corner) for corner in small.tolist()} == {(7, 2), (8, 2), (8, 3), (7, 3)}
+    assert len(result.polygons("tree", min_area=2)) == 1
+    assert drawn([[0, 0]]).polygons("tree") == []
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        result.polygons("road")
+
+
+def test_run_lengths_are_those_of_coco_and_json():
+    labels = np.random.default_rng(0).integers(0, 2, (7, 9))
+    rle = json.loads(json.dumps(drawn(labels).rle("tree")))
+    assert rle["size"] == [7, 9]
+    np.testing.assert_array_equal(coco_mask.decode(rle), labels)
+
+
+# ---------------------------------------------------------------------- large images
+
+
+class ByColour(Segmenter):
+    """Labels a window by its red channel, and notes its size."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def __call__(self, image):
+        self.sizes.append(image.shape[:2])
+        return drawn(image[..., 0])
+
+
+@pytest.mark.parametrize("size", [(30, 47), (20, 20), (21, 20), (7, 50), (60, 40)])
+@pytest.mark.parametrize("overlap", [0, 5, 9])
+def test_windows_cover_an_image_once_and_are_no_larger(size, overlap):
+    segment = ByColour()
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(segment.large(image, window=20, overlap=overlap), image[..., 0])
+    assert set(segment.sizes) == {(min(size[0], 20), min(size[1], 20))}
+
+
+def test_overlapping_windows_count_up_to_the_middle():
+    class Numbered(ByColour):
+        def __call__(self, image):
+            super().__call__(image)
+            return drawn(np.full(image.shape[:2], len(self.sizes)))
+
+    labels = Numbered().large(np.zeros((1, 16, 3), np.uint8), window=10, overlap=4)
+    assert labels.tolist() == [[1] * 8 + [2] * 8]
+
+
+def test_label_map_of_a_large_image_goes_into_a_file(tmp_path):
+    image = np.memmap(tmp_path / "image", dtype=np.uint8, mode="w+", shape=(30, 25, 3))
+    image[:, 12:] = 1
+    out = np.memmap(tmp_path / "labels", dtype=np.uint8, mode="w+", shape=(30, 25))
+    assert ByColour().large(image, window=20, overlap=4, out=out) is out
+    assert (out[:, :12] == 0).all() and (out[:, 12:] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"overlap": 10}, "`overlap` must be at least 0 and less than half"),
+        ({"overlap": -1}, "`overlap` must be at least 0"),
+        ({"out": np.zeros((3, 3), np.uint8)}, r"`out` must be integers of the shape \(4, 4\)"),
+        ({"out": np.zeros((4, 4))}, "`out` must be integers"),
+    ],
+)
+def test_impossible_windows_are_refused(options, match):
+    with pytest.raises(ValueError, match=match):
+        ByColour().large(np.zeros((4, 4, 3), np.uint8), **{"window": 20, "overlap": 2, **options})
+    with pytest.raises(ValueError, match=r"`image` must be uint8 values of the shape \(H, W, 3\)"):
+        ByColour().large(np.zeros((4, 4), np.uint8))

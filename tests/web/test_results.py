@@ -1,5 +1,7 @@
 """Results for an image, without gradio."""
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -37,6 +39,8 @@ def test_labels_are_those_of_the_checkpoint(single, image, offset_checkpoint):
     assert len(np.unique(expected)) > 1, "the tests below need several classes"
     assert single.status(result).startswith("128 × 96 pixels · Model: ")
     assert "offset classifier, 8 classes" in single.describe(0)
+    folder = Path(single.segmenters[0].predictor.cfg.MODEL.WEIGHTS).parent.name
+    assert single.describe(0).startswith(f"{folder}/model_final.pth: ")
 
 
 def test_masks_are_those_of_the_classes(single, image):
