@@ -17,6 +17,8 @@ import sys
 
 from detectron2.utils.logger import setup_logger
 
+from offseg_d2.config import load_config
+from offseg_d2.data import ImageSettings
 from offseg_d2.data.inspection import check_datasets, format_json, format_report, plot_classes
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import file_stem, require_writable_folder, write_atomically
@@ -38,6 +40,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="print at most N faults of a kind (default: all)"
     )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="how images are read, such as INPUT.MAX_VALUE_16_BIT 4095; the last argument",
+    )
     return parser.parse_args()
 
 
@@ -48,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
         require_writable_folder(args.output, "--output")
     if args.json:
         require_writable_folder(os.path.dirname(args.json) or ".", "--json")
-    reports = check_datasets(args.names, args.workers)
+    settings = ImageSettings.from_config(load_config("", args.opts))
+    reports = check_datasets(args.names, args.workers, settings)
     for report in reports:
         print(format_report(report, args.limit), end="\n\n")
         if args.output:

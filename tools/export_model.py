@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "float.onnx")
             print(f"float against PyTorch: {export_onnx(graph, description, path)}")
-            images = calibration_images(args.calibration_dataset, args.calibration_images)
+            images = calibration_images(
+                args.calibration_dataset, args.calibration_images, predictor.read
+            )
             segmenter = OnnxSegmenter(path)
             inputs = [batch for image in images for batch in segmenter.network_inputs(image)]
             print(f"int8 against float: {quantise(path, args.output, inputs)}")

@@ -22,6 +22,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.logger import setup_logger
 
 from offseg_d2.config import load_config
+from offseg_d2.data import ImageSettings
 from offseg_d2.data.inspection import list_samples, require_registered
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import file_stem, require_writable_folder, write_picture
@@ -74,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
         for path, batch in zip(written, batches, strict=False):
             write_picture(path, draw_batch(batch, metadata, cfg.INPUT.FORMAT, args.opacity))
     else:
+        settings = ImageSettings.from_config(load_config("", args.opts))
         chosen = choose_samples(list_samples(args.name), args.images, args.number, args.seed or 0)
-        written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity)
+        written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity, settings)
     print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"
     print(f"{len(written)} {lie} in {args.output}")

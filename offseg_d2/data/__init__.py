@@ -10,7 +10,7 @@ from .datasets import (
     register_folder,
     require_registered,
 )
-from .image_io import DataFileError, read_image
+from .image_io import DataFileError, ImageReader, ImageSettings, read_image
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,
@@ -25,6 +25,8 @@ from .sampler import TrainingBatchSampler
 __all__ = [
     "IGNORE_LABEL",
     "DataFileError",
+    "ImageReader",
+    "ImageSettings",
     "LabelLut",
     "SampleLoader",
     "SemSegDatasetMapper",

@@ -16,7 +16,8 @@ from detectron2.utils.events import CommonMetricPrinter, EventStorage
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from offseg_d2.data import build_mapper, label_lut_of, read_image, read_label_map
+from offseg_d2.data import ImageSettings, build_mapper, label_lut_of, read_label_map
+from offseg_d2.evaluation import read_photograph
 from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.visualization.classes import to_labels
 from offseg_d2.visualization.offset_trace import offset_layer, relative_offsets
@@ -135,7 +136,7 @@ class ValidationPictures:
 
     def _draw(self, sample: dict[str, Any], labels: np.ndarray) -> np.ndarray:
         metadata = MetadataCatalog.get(self.name)
-        image = np.ascontiguousarray(read_image(sample["file_name"])[..., ::-1])
+        image = read_photograph(sample["file_name"], ImageSettings.from_config(self.cfg))
         truth = read_label_map(sample["sem_seg_file_name"], label_lut_of(metadata))
         scale = min(1.0, _PICTURE_WIDTH / image.shape[1])
         panels = [

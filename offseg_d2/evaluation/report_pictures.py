@@ -11,6 +11,8 @@ import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
 
+from offseg_d2.data import ImageSettings
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
 from offseg_d2.visualization.classes import color_map, to_labels
 
 from .pictures import read_photograph, with_legend
@@ -37,6 +39,7 @@ def draw_example(
     prediction: np.ndarray,
     metadata: Metadata,
     ignore_value: int,
+    settings: ImageSettings = DEFAULT_SETTINGS,
 ) -> bytes:
     """Draw an image, ground truth, prediction and errors side by side, with a legend.
 
@@ -49,6 +52,7 @@ def draw_example(
         prediction: likewise.
         metadata: classes and colours.
         ignore_value: label of pixels that do not count.
+        settings: how the values of image files become colours.
 
     Returns:
         JPEG file.
@@ -56,7 +60,7 @@ def draw_example(
     height, width = label.shape
     panels, grey = {}, np.full((height, width), 128, dtype=np.uint8)
     try:
-        photograph = Image.fromarray(read_photograph(file_name)).resize((width, height))
+        photograph = Image.fromarray(read_photograph(file_name, settings)).resize((width, height))
         panels["image"], grey = np.asarray(photograph), np.asarray(photograph.convert("L"))
     except (OSError, ValueError) as error:
         logger.warning("The report shows no photograph of %s: %s", file_name, error)

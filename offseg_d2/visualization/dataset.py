@@ -17,11 +17,13 @@ from tqdm import tqdm
 from offseg_d2.data import (
     IGNORE_LABEL,
     DataFileError,
+    ImageSettings,
     SemSegDatasetMapper,
     adapt_to_folders,
     build_train_loader,
     label_lut_of,
 )
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
 from offseg_d2.utils.io import file_stem, write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
@@ -82,12 +84,20 @@ class GroundTruthArtist:
     Args:
         metadata: of the dataset.
         opacity: of the colours, 0..1.
+        settings: how the values of image files become colours.
     """
 
-    def __init__(self, metadata: Metadata, opacity: float = 0.5) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        opacity: float = 0.5,
+        settings: ImageSettings = DEFAULT_SETTINGS,
+    ) -> None:
         self.metadata, self.opacity = metadata, opacity
         lut = label_lut_of(metadata)
-        self.read = SemSegDatasetMapper(is_train=True, augmentations=[], label_lut=lut)
+        self.read = SemSegDatasetMapper(
+            is_train=True, augmentations=[], label_lut=lut, settings=settings
+        )
 
     def draw(self, sample: Sample) -> np.ndarray:
         """Draw a sample: image and overlay side by side, a legend of its classes below.
@@ -109,7 +119,11 @@ class GroundTruthArtist:
 
 
 def draw_ground_truth(
-    samples: Sequence[Sample], metadata: Metadata, prefix: str, opacity: float = 0.5
+    samples: Sequence[Sample],
+    metadata: Metadata,
+    prefix: str,
+    opacity: float = 0.5,
+    settings: ImageSettings = DEFAULT_SETTINGS,
 ) -> tuple[list[str], list[str]]:
     """Write a picture of each sample, with a progress bar; goes on past unusable files.
 
@@ -118,11 +132,12 @@ def draw_ground_truth(
         metadata: of the dataset.
         prefix: that the pictures' file names begin with, folder included.
         opacity: of the colours, 0..1.
+        settings: how the values of image files become colours.
 
     Returns:
         the written files, and a sentence for each sample that could not be drawn.
     """
-    artist = GroundTruthArtist(metadata, opacity)
+    artist = GroundTruthArtist(metadata, opacity, settings)
     written, failures = [], []
     for sample in tqdm(samples, unit="image", disable=None):
         try:
