@@ -140,8 +140,9 @@ class ValidationPictures:
         truth = read_label_map(sample["sem_seg_file_name"], label_lut_of(metadata))
         scale = min(1.0, _PICTURE_WIDTH / image.shape[1])
         panels = [
-            overlay(image, ids, metadata, scale=scale, names=False) for ids in (truth, labels)
+            overlay(image, ids, metadata, scale=scale, names=False, ignored=True)
+            for ids in (truth, labels)
         ]
         row = side_by_side([enlarge(image, scale), *panels], ("image", "truth", "prediction"))
         present = np.concatenate([np.unique(truth), np.unique(labels)])
-        return np.concatenate([row, legend(metadata, row.shape[1], present)])
+        return np.concatenate([row, legend(metadata, row.shape[1], present, ignored=True)])

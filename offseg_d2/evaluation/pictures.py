@@ -66,7 +66,7 @@ class PictureWriter(EvaluationObserver):
         return path
 
     def _overlay(self, image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        return overlay(image, class_ids.astype(np.int32), self.metadata)
+        return overlay(image, class_ids.astype(np.int32), self.metadata, ignored=True)
 
 
 def with_legend(
@@ -79,7 +79,7 @@ def with_legend(
 
     Args:
         panels: caption -> (H, W, 3) uint8 RGB.
-        maps: (H, W) integer class ids; what is no class is left out.
+        maps: (H, W) integer class ids; what is no class is listed as ignored.
         metadata: classes and colours.
         num_classes: at least so many, whatever the metadata holds.
 
@@ -88,7 +88,7 @@ def with_legend(
     """
     row = side_by_side(list(panels.values()), list(panels))
     present = np.concatenate([np.unique(class_ids) for class_ids in maps])
-    return np.concatenate([row, legend(metadata, row.shape[1], present, num_classes)])
+    return np.concatenate([row, legend(metadata, row.shape[1], present, num_classes, ignored=True)])
 
 
 def read_photograph(file_name: str, settings: ImageSettings) -> np.ndarray:

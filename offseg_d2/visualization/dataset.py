@@ -108,14 +108,16 @@ class GroundTruthArtist:
         read = self.read(sample)
         image, labels = to_picture(read), read["sem_seg"].numpy()
         scale = _fitting_scale(image.shape[:2], _PICTURE_SIDES)
-        drawn = overlay(image, labels, self.metadata, opacity=self.opacity, scale=scale)
+        drawn = overlay(
+            image, labels, self.metadata, opacity=self.opacity, scale=scale, ignored=True
+        )
         counted = labels[labels != IGNORE_LABEL]
         classes = len(np.unique(counted))
         ignored = 1 - counted.size / labels.size
         truth = f"{classes} class{'' if classes == 1 else 'es'}, {ignored:.1%} ignored"
         captions = (f"{image_name(sample)}, {image.shape[1]}x{image.shape[0]}", truth)
         row = side_by_side([enlarge(image, scale), drawn], captions)
-        return np.concatenate([row, legend(self.metadata, row.shape[1], labels)])
+        return np.concatenate([row, legend(self.metadata, row.shape[1], labels, ignored=True)])
 
 
 def draw_ground_truth(
@@ -199,12 +201,16 @@ def draw_batch(
         padding = ((0, height - image.shape[0]), (0, width - image.shape[1]))
         image = np.pad(image, (*padding, (0, 0)), constant_values=_PADDING)
         labels = np.pad(labels, padding, constant_values=IGNORE_LABEL)
-        drawn = overlay(image, labels, metadata, opacity=opacity, names=False, scale=scale)
+        drawn = overlay(
+            image, labels, metadata, opacity=opacity, names=False, scale=scale, ignored=True
+        )
+        inside = [round(side * scale) for side in sample["sem_seg"].shape]
+        drawn[inside[0] :] = drawn[:, inside[1] :] = _PADDING  # which is no part of the crop
         captions = (image_name(sample), crop)
         cells.append(side_by_side([enlarge(image, scale), drawn], captions))
     sheet = _arrange(cells)
     present = np.unique(np.concatenate([np.unique(sample["sem_seg"]) for sample in batch]))
-    return np.concatenate([sheet, legend(metadata, sheet.shape[1], present[None])])
+    return np.concatenate([sheet, legend(metadata, sheet.shape[1], present[None], ignored=True)])
 
 
 def to_picture(sample: Sample, image_format: str = "RGB") -> np.ndarray:
