@@ -78,6 +78,7 @@ setup(
         "timm": ["timm"],
         "deformable": ["torch-ms-deform-attn"],  # compiled; pip install --no-build-isolation
         "web": ["gradio>=6"],
+        "video": ["av"],
     },
     entry_points={"console_scripts": ["offseg=offseg_d2.__main__:main"]},
 )

@@ -37,6 +37,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=int, metavar="N", help="print at most N faults of a kind (default: all)"
     )
+    parser.add_argument(
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="how images are read, such as INPUT.MAX_VALUE_16_BIT 4095; the last argument",
+    )
     return parser
 
 
@@ -44,6 +51,8 @@ def run(args: argparse.Namespace) -> int:
     """Check and report; returns the exit status."""
     from detectron2.utils.logger import setup_logger
 
+    from offseg_d2.config import load_config
+    from offseg_d2.data import ImageSettings
     from offseg_d2.data.inspection import (
         check_datasets,
         format_json,
@@ -62,7 +71,8 @@ def run(args: argparse.Namespace) -> int:
     if proposals:
         print(*sorted(proposals), sep="\n\n")
         return 1
-    reports = check_datasets(args.names, args.workers)
+    settings = ImageSettings.from_config(load_config("", args.opts))
+    reports = check_datasets(args.names, args.workers, settings)
     for report in reports:
         print(format_report(report, args.limit), end="\n\n")
         if args.output:

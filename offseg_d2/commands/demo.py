@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING
 from offseg_d2.utils.cli import report_user_errors
 
 if TYPE_CHECKING:
-    from offseg_d2.inference.demo import LabelMaps
+    from offseg_d2.inference.onnx import OnnxSegmenter
+    from offseg_d2.inference.predictor import Predictor
 
 RUNTIMES = ("onnxruntime", "openvino")
 STYLES = ("overlay", "side-by-side", "label-map")
@@ -53,6 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--classes", nargs="+", default=[], metavar="NAME", help="draw these classes only")
     add("--opacity", type=float, default=0.5, help="of the colours, 0 to 1 (default %(default)s)")
     add("--batch-size", type=int, default=1, metavar="N", help="images or frames at once")
+    add("--max-pixels", type=float, default=200.0, metavar="MILLIONS",
+        help="of an image; larger ones are not read (default %(default)g)")  # fmt: skip
     add("--deploy", action="store_true", help="predict with an equivalent faster model (OffSeg)")
     add("--max-frames", type=int, default=0, metavar="N", help="of a camera; 0 means no limit")
     add("--opts", nargs=rest, default=[], metavar="KEY VALUE", help="changes; the last argument")
@@ -66,6 +69,8 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"`--opacity` must be in 0..1, but is {args.opacity}.")
     if args.batch_size < 1:
         parser.error(f"`--batch-size` must be at least 1, but is {args.batch_size}.")
+    if not 0 < args.max_pixels <= 1000:
+        parser.error(f"`--max-pixels` must be in 0..1000, but is {args.max_pixels:g}.")
     for name in ("opts", "deploy"):
         if args.onnx and getattr(args, name):
             parser.error(f"`--{name}` must be absent with `--onnx`, but is {getattr(args, name)}.")
@@ -80,7 +85,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def load_model(args: argparse.Namespace) -> "LabelMaps":
+def load_model(args: argparse.Namespace) -> "Predictor | OnnxSegmenter":
     from offseg_d2.config import load_config
     from offseg_d2.inference.onnx import OnnxSegmenter
     from offseg_d2.inference.predictor import Predictor
@@ -107,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
     if args.input:
         plan(args.input, args.output, args.draw)  # mistakes show before the model loads
         model = load_model(args)
-        written, unreadable = draw_files(model, args.input, args.output, options, args.batch_size)
+        model.read.settings = model.read.settings._replace(max_pixels=round(args.max_pixels * 1e6))
+        written, unreadable = draw_files(
+            model, args.input, args.output, options, args.batch_size, model.read
+        )
         lie = "picture lies" if len(written) == 1 else "pictures lie"
         print(f"{len(written)} {lie} in {args.output}")
         for file in unreadable:

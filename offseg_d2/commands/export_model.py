@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "float.onnx")
             print(f"float against PyTorch: {export.export_onnx(graph, description, path)}")
-            images = export.calibration_images(args.calibration_dataset, args.calibration_images)
+            images = export.calibration_images(
+                args.calibration_dataset, args.calibration_images, predictor.read
+            )
             segmenter = OnnxSegmenter(path)
             inputs = [batch for image in images for batch in segmenter.network_inputs(image)]
             print(f"int8 against float: {export.quantise(path, args.output, inputs)}")

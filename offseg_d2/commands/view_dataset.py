@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from detectron2.utils.logger import setup_logger
 
     from offseg_d2.config import load_config
+    from offseg_d2.data import ImageSettings
     from offseg_d2.data.inspection import list_samples, require_registered
     from offseg_d2.utils.io import file_stem, require_writable_folder, write_picture
     from offseg_d2.visualization import dataset
@@ -77,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
         chosen = dataset.choose_samples(
             list_samples(args.name), args.images, args.number, args.seed or 0
         )
-        written, failures = dataset.draw_ground_truth(chosen, metadata, prefix, args.opacity)
+        settings = ImageSettings.from_config(load_config("", args.opts))
+        written, failures = dataset.draw_ground_truth(
+            chosen, metadata, prefix, args.opacity, settings
+        )
     print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"
     print(f"{len(written)} {lie} in {args.output}")

@@ -87,6 +87,11 @@ def _add_input_keys(cfg: CN) -> None:
     # that; never at test. Somewhat faster with large photographs, but a mean of pixels is not what
     # the resize without low-pass filter takes: frames differ by 4 to 10 grey levels on average.
     cfg.INPUT.REDUCED_JPEG_DECODING = False
+    # Value of 16-bit images that becomes 255, white: 4095 for 12-bit data, 1023 for 10-bit.
+    cfg.INPUT.MAX_VALUE_16_BIT = 65535
+    # Numbers, from 1, of the bands of TIFF files that are red, green and blue, such as [3, 2, 1].
+    # By default the first three; files of more than four bands are then refused.
+    cfg.INPUT.BANDS = []
 
 
 def _add_backbone_keys(cfg: CN) -> None:

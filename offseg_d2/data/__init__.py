@@ -11,7 +11,7 @@ from .datasets import (
     register_folder,
     require_registered,
 )
-from .image_io import DataFileError, read_image
+from .image_io import DataFileError, ImageReader, ImageSettings, read_image
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,
@@ -26,6 +26,8 @@ from .sampler import TrainingBatchSampler
 __all__ = [
     "IGNORE_LABEL",
     "DataFileError",
+    "ImageReader",
+    "ImageSettings",
     "LabelLut",
     "SampleLoader",
     "SemSegDatasetMapper",

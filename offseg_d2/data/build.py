@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .dataset_mapper import build_mapper
 from .datasets import require_registered
-from .image_io import DataFileError
+from .image_io import DataFileError, ImageReader
 from .label_map import (
     IGNORE_LABEL,
     classes_of,
@@ -54,6 +54,7 @@ class SampleLoader:
     def __init__(self, loader: DataLoader, occurrence: "ClassOccurrence | None" = None) -> None:
         self.loader = loader
         self.occurrence = occurrence
+        self._warn = ImageReader().warn  # once, here: workers would each warn
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -68,6 +69,7 @@ class SampleLoader:
             for sample in batch:
                 if isinstance(sample, _UnusableSample):
                     raise DataFileError(sample.reason)
+                self._warn(sample.pop("warning", None))
                 if self.occurrence is not None:
                     self.occurrence.add(sample["sem_seg"].numpy())
             yield batch

@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 
 from .augmentation import build_augmentations
 from .fused import ResizeCrop, fuse
-from .image_io import DataFileError, EncodedImage
+from .image_io import DEFAULT_SETTINGS, DataFileError, EncodedImage, ImageSettings
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,
@@ -39,6 +39,7 @@ class SemSegDatasetMapper:
         with_instances: in training also yield one binary mask for each class that is present.
         reduced_jpeg_decoding: in training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it
             is resized to less than that; pixels differ a little.
+        settings: how the values of image files become colours.
     """
 
     @configurable
@@ -51,6 +52,7 @@ class SemSegDatasetMapper:
         label_lut: LabelLut | None = None,
         with_instances: bool = False,
         reduced_jpeg_decoding: bool = False,
+        settings: ImageSettings = DEFAULT_SETTINGS,
     ) -> None:
         if image_format not in ("RGB", "BGR"):
             raise ValueError(
@@ -64,6 +66,7 @@ class SemSegDatasetMapper:
         self.label_lut = label_lut
         self.with_instances = with_instances
         self.reduced_jpeg_decoding = reduced_jpeg_decoding and is_train
+        self.settings = settings
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
@@ -77,6 +80,7 @@ class SemSegDatasetMapper:
             "label_lut": lut,
             "with_instances": _with_instances(cfg.INPUT.DATASET_MAPPER_NAME),
             "reduced_jpeg_decoding": cfg.INPUT.REDUCED_JPEG_DECODING,
+            "settings": ImageSettings.from_config(cfg),
         }
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
@@ -90,14 +94,17 @@ class SemSegDatasetMapper:
             "image": (3, h, w) uint8 in ``image_format``, 0..255, augmented, not normalised;
             "height", "width": of the image as it is on disk, in pixels;
             "sem_seg": (h, w) uint8 train ids, 255 ignored (training only);
-            "instances": as :func:`class_instances` of it (training only, on demand).
+            "instances": as :func:`class_instances` of it (training only, on demand);
+            "warning": a sentence, if 16-bit values do not fit ``INPUT.MAX_VALUE_16_BIT``.
 
         Raises:
             DataFileError: image or label cannot be used; names the file.
         """
         sample = dict(dataset_dict)
-        encoded = EncodedImage(sample["file_name"])
+        encoded = EncodedImage(sample["file_name"], self.settings)
         aug_input = self._augment_reduced(sample, encoded) or self._augment(sample, encoded)
+        if encoded.warning:
+            sample["warning"] = encoded.warning
         sample["image"] = to_planes(aug_input.image, swap=self.image_format == "RGB")
         if aug_input.sem_seg is not None:
             # Bytes up to the model's device, where the loss makes them int64.

@@ -5,16 +5,24 @@ obtained that way; other decoders round differently.
 """
 
 import contextlib
+import functools
 import io
+import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from PIL import ExifTags, Image
 
-from .tiff import ignore_alpha
+from offseg_d2.config import ConfigError
+
+from .tiff import BandsError, TiffFile
+
+logger = logging.getLogger(__name__)
 
 _FLAGS = {
     1: cv2.IMREAD_COLOR,
@@ -26,11 +34,86 @@ _JPEG_MAGIC = b"\xff\xd8\xff"
 _UPRIGHT = 1  # of EXIF's orientations
 MAX_PIXELS = 1 << 30  # OpenCV's limit, which holds for what Pillow reads as well
 _MAX_BANDS = 4  # of a TIFF file, of which the first three are the colours
+_MAX_VALUE = 65535  # of 16 bits
+_USUAL_BITS = (8, 10, 12, 14)  # of sensors whose values are stored in 16
+_MEGA = 1_000_000
 _pillow_limit = threading.Lock()
+
+
+class ImageSettings(NamedTuple):
+    """How the values of image files become 8-bit colours.
+
+    Attributes:
+        max_value: value of 16-bit images that becomes 255, ``INPUT.MAX_VALUE_16_BIT``.
+        bands: numbers, from 1, of the bands of TIFF files that are red, green and blue,
+            ``INPUT.BANDS``; empty for the first three of at most four.
+        max_pixels: larger images are refused before they are decoded.
+    """
+
+    max_value: int = _MAX_VALUE
+    bands: tuple[int, ...] = ()
+    max_pixels: int = MAX_PIXELS
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> "ImageSettings":
+        """Read the keys.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
+        value, bands = cfg.INPUT.MAX_VALUE_16_BIT, cfg.INPUT.BANDS
+        if not 255 <= value <= _MAX_VALUE:
+            raise ConfigError(
+                f"`INPUT.MAX_VALUE_16_BIT` must be in 255..{_MAX_VALUE}, but is {value}."
+            )
+        numbers = [band for band in bands if type(band) is int and band > 0]
+        if len(bands) not in (0, 3) or len(numbers) != len(bands):
+            raise ConfigError(
+                "`INPUT.BANDS` must be empty or the numbers, from 1, of the bands that are red, "
+                f"green and blue, but is {list(bands)}."
+            )
+        return cls(value, tuple(bands))
+
+    def to_bytes(self, values: np.ndarray) -> np.ndarray:
+        """16-bit values of any shape -> uint8; the upper 8 bits unless ``max_value`` is smaller."""
+        return _byte_table(self.max_value)[values]
+
+    def range_warning(self, what: str, low: int, high: int) -> str | None:
+        """Say that 16-bit values do not fit ``max_value``; None if they do.
+
+        Args:
+            what: that holds the values.
+            low: smallest value.
+            high: largest one.
+        """
+        found = f"{what} holds 16-bit values of {low} to {high}"
+        if high > self.max_value:
+            return (
+                f"{found}: those above {self.max_value}, which is `INPUT.MAX_VALUE_16_BIT`, "
+                "become white."
+            )
+        bits = next((bits for bits in _USUAL_BITS if high < 2**bits), None)
+        if self.max_value < _MAX_VALUE or not high or bits is None:
+            return None
+        return (
+            f"{found}, which become nearly black; `INPUT.MAX_VALUE_16_BIT` names the value that "
+            f"is white, such as {2**bits - 1} for {bits} bits, and is {self.max_value}."
+        )
+
+
+DEFAULT_SETTINGS = ImageSettings()
 
 
 class DataFileError(ValueError):
     """A file of a dataset cannot be used; the message names the file and says why."""
+
+
+class UnsupportedImageError(DataFileError):
+    """An image is too large, or has bands that are not read."""
+
+
+class TooManyPixelsError(ValueError):
+    """An image is too large for Pillow to be asked."""
 
 
 class EncodedImage:
@@ -38,13 +121,26 @@ class EncodedImage:
 
     Args:
         path: file name, opened through iopath's PathManager.
+        settings: how its values become colours.
+
+    Attributes:
+        value_range: smallest and largest value of a 16-bit image, once it is decoded; else None.
 
     Raises:
         DataFileError: the file cannot be opened.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, settings: ImageSettings = DEFAULT_SETTINGS) -> None:
         self.path, self._content = path, read_bytes(path, "Image")
+        self.settings = settings
+        self.value_range: tuple[int, int] | None = None
+
+    @property
+    def warning(self) -> str | None:
+        """A sentence on 16-bit values that do not fit the settings, once it is decoded."""
+        if self.value_range is None:
+            return None
+        return self.settings.range_warning(f"Image file '{self.path}'", *self.value_range)
 
     def upright_jpeg_size(self) -> tuple[int, int] | None:
         """Height and width in the header of a JPEG that need not be turned; else None.
@@ -72,21 +168,37 @@ class EncodedImage:
             (H, W, 3) uint8, BGR, 0..255, EXIF orientation applied.
 
         Raises:
-            DataFileError: the file is empty, truncated, far too large, has more than four bands,
-                or is no image.
+            DataFileError: the file is empty, truncated, far too large, lacks a band, has more than
+                four bands and none are chosen, or is no image.
         """
-        content, bands = ignore_alpha(self._content)
-        if bands > _MAX_BANDS:
-            raise DataFileError(
-                f"Image file '{self.path}' must have at most {_MAX_BANDS} bands, of them "
-                f"the first three red, green and blue, but has {bands}."
+        tiff = TiffFile(self._content)
+        self._check_size(tiff)
+        if self.settings.bands and tiff.bands:
+            image = self._read_bands(tiff)
+        else:
+            image = self._decode_colors(tiff, reduction)
+        if image.dtype == np.uint16:
+            self.value_range = int(image.min()), int(image.max())
+            image = self.settings.to_bytes(image)
+        return image
+
+    def _decode_colors(self, tiff: TiffFile, reduction: int) -> np.ndarray:
+        """(H, W, 3) uint8 or uint16, BGR."""
+        if tiff.bands > _MAX_BANDS:
+            raise UnsupportedImageError(
+                f"Image file '{self.path}' must have at most {_MAX_BANDS} bands, of them the first "
+                f"three red, green and blue, unless `INPUT.BANDS` names three, but has "
+                f"{tiff.bands}."
             )
-        encoded = np.frombuffer(content, dtype=np.uint8)
+        encoded = np.frombuffer(tiff.without_alpha(), dtype=np.uint8)
         # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
         try:
-            image = cv2.imdecode(encoded, _FLAGS[reduction]) if encoded.size else None
+            flags = _FLAGS[reduction]
+            image = cv2.imdecode(encoded, flags | cv2.IMREAD_ANYDEPTH) if encoded.size else None
+            if image is not None and image.dtype not in (np.uint8, np.uint16):
+                image = cv2.imdecode(encoded, flags)
         except cv2.error:  # above its limits of width, height and pixels
-            raise DataFileError(
+            raise UnsupportedImageError(
                 f"Image file '{self.path}' must be of a size that OpenCV can decode, "
                 "but its header announces far too many pixels."
             ) from None
@@ -97,45 +209,97 @@ class EncodedImage:
             )
         return image
 
+    def _read_bands(self, tiff: TiffFile) -> np.ndarray:
+        try:
+            return np.ascontiguousarray(tiff.read_bands(self.settings.bands)[..., ::-1])
+        except BandsError as error:
+            raise UnsupportedImageError(f"Image file '{self.path}' {error}.") from None
 
-def read_image(path: str) -> np.ndarray:
+    def _check_size(self, tiff: TiffFile) -> None:
+        """Refuse an image above the settings' limit, which is less than what OpenCV decodes."""
+        limit = self.settings.max_pixels
+        if limit >= MAX_PIXELS:
+            return
+        width, height = tiff.width, tiff.height
+        if not tiff.bands:
+            try:
+                with open_with_pillow(self._content) as image:
+                    width, height = image.size
+            # What Pillow does not know or finds broken is the decoder's matter.
+            except (OSError, SyntaxError, ValueError, TypeError):
+                return
+        if width * height > limit:
+            raise UnsupportedImageError(
+                f"Image file '{self.path}' must have at most {limit / _MEGA:g} megapixels "
+                f"(`--max-pixels`, in Python `max_pixels`), but has {width * height / _MEGA:.1f} "
+                f"({width} x {height})."
+            )
+
+
+class ImageReader:
+    """Reads image files as a configuration says; warns once of 16-bit values that do not fit it.
+
+    Args:
+        settings: how values become colours.
+    """
+
+    def __init__(self, settings: ImageSettings = DEFAULT_SETTINGS) -> None:
+        self.settings = settings
+        self._warned: dict[str, str] = {}  # setdefault is one step for all threads
+
+    def __call__(self, path: str) -> np.ndarray:
+        """Decode an image, see :func:`read_image`."""
+        encoded = EncodedImage(path, self.settings)
+        image = encoded.decode()
+        self.warn(encoded.warning)
+        return image
+
+    def warn(self, warning: str | None) -> None:
+        """Log the first warning that is given."""
+        if warning and self._warned.setdefault("first", warning) is warning:
+            logger.warning("%s", warning)
+
+
+def read_image(path: str, settings: ImageSettings = DEFAULT_SETTINGS) -> np.ndarray:
     """Decode an image.
 
     Args:
         path: file name, opened through iopath's PathManager.
+        settings: how its values become colours.
 
     Returns:
         (H, W, 3) uint8, BGR, 0..255, EXIF orientation applied.
 
     Raises:
-        DataFileError: the file is missing, empty, truncated or no image.
+        DataFileError: the file cannot be read, see :meth:`EncodedImage.decode`.
     """
-    return EncodedImage(path).decode()
+    return EncodedImage(path, settings).decode()
 
 
 @contextlib.contextmanager
-def open_with_pillow(content: bytes) -> Iterator[Image.Image]:
+def open_with_pillow(content: bytes, formats: Sequence[str] | None = None) -> Iterator[Image.Image]:
     """Open an image by Pillow with OpenCV's limit of pixels instead of Pillow's smaller one.
 
     Args:
         content: of an image file.
+        formats: Pillow's names of those that are read; None for all.
 
     Yields:
         the image, not decoded yet; its pixels must be read inside the block.
 
     Raises:
-        ValueError: it has more than ``MAX_PIXELS`` pixels.
+        TooManyPixelsError: it has more than ``MAX_PIXELS`` pixels.
         OSError, SyntaxError, TypeError: Pillow cannot read it.
     """
     with _pillow_limit:  # Pillow compares with its limit when a file is opened
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(io.BytesIO(content))
+            image = Image.open(io.BytesIO(content), formats=formats)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise ValueError(
+            raise TooManyPixelsError(
                 f"an image must have at most {MAX_PIXELS} pixels, but this has "
                 f"{image.width} x {image.height}"
             )
@@ -154,3 +318,9 @@ def read_bytes(path: str, kind: str) -> bytes:
 
 def _state(num_bytes: int) -> str:
     return f"truncated or of another kind ({num_bytes} bytes)" if num_bytes else "empty"
+
+
+@functools.cache
+def _byte_table(max_value: int) -> np.ndarray:
+    """(65536,) uint8: of each 16-bit value the byte; for 65535 its upper 8 bits."""
+    return np.minimum(np.arange(_MAX_VALUE + 1) * 256 // (max_value + 1), 255).astype(np.uint8)

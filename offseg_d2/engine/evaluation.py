@@ -24,6 +24,7 @@ from torch import nn
 from offseg_d2.config import ConfigError
 from offseg_d2.data import (
     IGNORE_LABEL,
+    ImageSettings,
     build_test_loader,
     label_lut_of,
     read_label_map,
@@ -137,6 +138,7 @@ def _build_report(cfg: CfgNode, metadata: Metadata, output_dir: str) -> Evaluati
             versions=software_versions(),
         ),
         absent_classes=cfg.TEST.SEM_SEG.ABSENT_CLASSES,
+        settings=ImageSettings.from_config(cfg),
     )
 
 
@@ -266,7 +268,7 @@ def _picture_writers(cfg: CfgNode, pictures_dir: str) -> list[PictureWriter]:
     (name,) = cfg.DATASETS.TEST
     folder = os.path.join(pictures_dir, folder_name(name))
     metadata, num_classes = MetadataCatalog.get(name), cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-    return [PictureWriter(folder, metadata, num_classes)]
+    return [PictureWriter(folder, metadata, num_classes, ImageSettings.from_config(cfg))]
 
 
 def _pictures_only(cfg: CfgNode, pictures_dir: str, saves: bool) -> DatasetEvaluator | None:

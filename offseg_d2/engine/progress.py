@@ -22,7 +22,8 @@ from detectron2.utils.events import (
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from offseg_d2.data import build_mapper, label_lut_of, read_image, read_label_map
+from offseg_d2.data import ImageSettings, build_mapper, label_lut_of, read_label_map
+from offseg_d2.evaluation import read_photograph
 from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.visualization.classes import to_labels
 from offseg_d2.visualization.offset_trace import offset_layer, relative_offsets
@@ -168,12 +169,13 @@ class ValidationPictures:
 
     def _draw(self, sample: dict[str, Any], labels: np.ndarray) -> np.ndarray:
         metadata = MetadataCatalog.get(self.name)
-        image = np.ascontiguousarray(read_image(sample["file_name"])[..., ::-1])
+        image = read_photograph(sample["file_name"], ImageSettings.from_config(self.cfg))
         truth = read_label_map(sample["sem_seg_file_name"], label_lut_of(metadata))
         scale = min(1.0, _PICTURE_WIDTH / image.shape[1])
         panels = [
-            overlay(image, ids, metadata, scale=scale, names=False) for ids in (truth, labels)
+            overlay(image, ids, metadata, scale=scale, names=False, ignored=True)
+            for ids in (truth, labels)
         ]
         row = side_by_side([enlarge(image, scale), *panels], ("image", "truth", "prediction"))
         present = np.concatenate([np.unique(truth), np.unique(labels)])
-        return np.concatenate([row, legend(metadata, row.shape[1], present)])
+        return np.concatenate([row, legend(metadata, row.shape[1], present, ignored=True)])

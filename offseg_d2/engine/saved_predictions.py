@@ -19,6 +19,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from offseg_d2.config import ConfigError
+from offseg_d2.data import ImageSettings
 from offseg_d2.evaluation import PredictionFolder, to_class_ids
 from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.utils.io import write_atomically
@@ -110,6 +111,7 @@ def _origin(cfg: CfgNode, model: nn.Module) -> dict[str, str]:
         del settings.TEST.SEM_SEG[key]
     settings.MODEL.WEIGHTS = settings.MODEL.DEVICE = ""
     image = (settings.INPUT.FORMAT, list(settings.INPUT.RESIZE.SCALE_TEST))
+    image += tuple(ImageSettings.from_config(cfg)[:2])
     text = f"{image}\n{settings.MODEL.dump()}\n{settings.TEST.SEM_SEG.dump()}"
     return {
         "dataset": cfg.DATASETS.TEST[0],

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
-from PIL import Image, ImageOps
 
+from offseg_d2.data import ImageSettings, read_image
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.overlay import legend, overlay, side_by_side
 
@@ -25,9 +26,17 @@ class PictureWriter(EvaluationObserver):
         directory: local folder; inside it files lie and are called as the images.
         metadata: classes, colours and ``image_root`` of the data set.
         num_classes: K.
+        settings: how the values of image files become colours.
     """
 
-    def __init__(self, directory: str, metadata: Metadata, num_classes: int) -> None:
+    def __init__(
+        self,
+        directory: str,
+        metadata: Metadata,
+        num_classes: int,
+        settings: ImageSettings = DEFAULT_SETTINGS,
+    ) -> None:
+        self.settings = settings
         self.directory = directory
         self.metadata = metadata
         self.num_classes = num_classes
@@ -47,7 +56,7 @@ class PictureWriter(EvaluationObserver):
         root = getattr(self.metadata, "image_root", "")
         name = os.path.splitext(image_name(file_name, root))[0] + ".jpg"
         path = PathManager.get_local_path(os.path.join(self.directory, name))
-        image = read_photograph(file_name)
+        image = read_photograph(file_name, self.settings)
         panels, maps = {"image": image}, [prediction]
         if label is not None:
             panels, maps = {"ground truth": self._overlay(image, label)}, [prediction, label]
@@ -57,7 +66,7 @@ class PictureWriter(EvaluationObserver):
         return path
 
     def _overlay(self, image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        return overlay(image, class_ids.astype(np.int32), self.metadata)
+        return overlay(image, class_ids.astype(np.int32), self.metadata, ignored=True)
 
 
 def with_legend(
@@ -70,7 +79,7 @@ def with_legend(
 
     Args:
         panels: caption -> (H, W, 3) uint8 RGB.
-        maps: (H, W) integer class ids; what is no class is left out.
+        maps: (H, W) integer class ids; what is no class is listed as ignored.
         metadata: classes and colours.
         num_classes: at least so many, whatever the metadata holds.
 
@@ -79,14 +88,13 @@ def with_legend(
     """
     row = side_by_side(list(panels.values()), list(panels))
     present = np.concatenate([np.unique(class_ids) for class_ids in maps])
-    return np.concatenate([row, legend(metadata, row.shape[1], present, num_classes)])
+    return np.concatenate([row, legend(metadata, row.shape[1], present, num_classes, ignored=True)])
 
 
-def read_photograph(file_name: str) -> np.ndarray:
+def read_photograph(file_name: str, settings: ImageSettings) -> np.ndarray:
     """(H, W, 3) uint8 RGB of an image file, EXIF orientation applied.
 
     Raises:
-        OSError: the file is missing or no image.
+        DataFileError: the file cannot be read.
     """
-    with PathManager.open(file_name, "rb") as file, Image.open(file) as picture:
-        return np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    return np.ascontiguousarray(read_image(file_name, settings)[..., ::-1])

@@ -33,6 +33,8 @@ import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
+from offseg_d2.data import ImageSettings
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.visualization.classes import class_colors
 
@@ -94,6 +96,7 @@ class EvaluationReport(EvaluationObserver):
         ignore_value: label of pixels that do not count.
         run: the evaluated model and data.
         absent_classes: the evaluator's rule, see :mod:`.confusion`.
+        settings: how the values of image files become colours.
     """
 
     def __init__(
@@ -104,7 +107,9 @@ class EvaluationReport(EvaluationObserver):
         *,
         run: RunInfo,
         absent_classes: str = "zero",
+        settings: ImageSettings = DEFAULT_SETTINGS,
     ) -> None:
+        self.settings = settings
         self.output_dir = output_dir
         self.metadata = metadata
         self.ignore_value = ignore_value
@@ -130,7 +135,9 @@ class EvaluationReport(EvaluationObserver):
         """Scores of this process's images, with pictures of its best and worst ones."""
         results = {name: ImageResult(scores) for name, scores in self._scores.items()}
         for name, (label, prediction) in self._examples.items():
-            picture = draw_example(name, label, prediction, self.metadata, self.ignore_value)
+            picture = draw_example(
+                name, label, prediction, self.metadata, self.ignore_value, self.settings
+            )
             results[name] = ImageResult(self._scores[name], picture)
         return results
 

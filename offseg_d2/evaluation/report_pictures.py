@@ -11,7 +11,10 @@ import numpy as np
 from detectron2.data import Metadata
 from PIL import Image
 
-from offseg_d2.visualization.classes import color_map, to_labels
+from offseg_d2.data import ImageSettings
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
+from offseg_d2.utils.fonts import load_font, plot_with_names, shorten
+from offseg_d2.visualization.classes import color_map, mark_ignored, to_labels
 
 from .pictures import read_photograph, with_legend
 
@@ -21,7 +24,7 @@ _SIDE = 400  # height or width of an example's pictures, in pixels
 _ERROR_RGB, _IGNORED_RGB = (230, 30, 30), (96, 110, 140)
 # A heat map of more classes has no room for numbers in its cells.
 _MAX_CLASSES_WITH_NUMBERS = 25
-_MAX_NAME_LENGTH = 22
+_MAX_NAME_LENGTH = 100  # characters
 
 
 def example_labels(class_ids: np.ndarray) -> np.ndarray:
@@ -37,6 +40,7 @@ def draw_example(
     prediction: np.ndarray,
     metadata: Metadata,
     ignore_value: int,
+    settings: ImageSettings = DEFAULT_SETTINGS,
 ) -> bytes:
     """Draw an image, ground truth, prediction and errors side by side, with a legend.
 
@@ -49,6 +53,7 @@ def draw_example(
         prediction: likewise.
         metadata: classes and colours.
         ignore_value: label of pixels that do not count.
+        settings: how the values of image files become colours.
 
     Returns:
         JPEG file.
@@ -56,7 +61,7 @@ def draw_example(
     height, width = label.shape
     panels, grey = {}, np.full((height, width), 128, dtype=np.uint8)
     try:
-        photograph = Image.fromarray(read_photograph(file_name)).resize((width, height))
+        photograph = Image.fromarray(read_photograph(file_name, settings)).resize((width, height))
         panels["image"], grey = np.asarray(photograph), np.asarray(photograph.convert("L"))
     except (OSError, ValueError) as error:
         logger.warning("The report shows no photograph of %s: %s", file_name, error)
@@ -64,8 +69,9 @@ def draw_example(
     errors = np.repeat((70 + 0.55 * grey[..., None]).astype(np.uint8), 3, axis=-1)
     errors[label != prediction] = _ERROR_RGB
     errors[label == ignore_value] = _IGNORED_RGB
-    panels["ground truth"] = color_map(label, metadata)
-    panels["prediction"] = color_map(prediction, metadata)
+    for name, ids in (("ground truth", label), ("prediction", prediction)):
+        painted = color_map(ids, metadata)
+        panels[name] = mark_ignored(painted, ids, len(metadata.stuff_classes))
     panels["errors"] = errors
     picture = Image.fromarray(with_legend(panels, [label, prediction], metadata))
     buffer = io.BytesIO()
@@ -83,6 +89,11 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     Returns:
         PNG file.
     """
+    with plot_with_names(class_names):
+        return _plot_confusion(matrix, class_names)
+
+
+def _plot_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     # Only here: a process that writes no report needs no plots.
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
@@ -91,17 +102,19 @@ def draw_confusion(matrix: np.ndarray, class_names: Sequence[str]) -> bytes:
     has_numbers = num_classes <= _MAX_CLASSES_WITH_NUMBERS
     shares = 100 * matrix[:-1, :-1] / np.maximum(matrix[:-1].sum(axis=1, keepdims=True), 1)
     cells = num_classes * (0.34 if has_numbers else 0.13)  # inches
-    margin = 2.0  # for the names; a layout that measures them takes seconds
+    names = [shorten(name, _MAX_NAME_LENGTH) for name in class_names]
+    size = 9 if has_numbers else 6
+    font = load_font(size, "".join(names))
+    # For the names, in inches; a layout that measures them takes seconds.
+    margin = max(2.0, max(map(font.getlength, names)) / 72 + 0.5)
     side = cells + margin + 0.1
     figure = Figure(figsize=(side, side))
     axes = figure.add_axes((margin / side, margin / side, cells / side, cells / side))
     axes.set(xlabel="prediction", ylabel="ground truth")
     # The root lets rare confusions be seen.
     axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=100))
-    names = [name[:_MAX_NAME_LENGTH] for name in class_names]
-    text = {"fontsize": 9 if has_numbers else 6, "parse_math": False}
-    axes.set_xticks(range(num_classes), names, rotation=90, **text)
-    axes.set_yticks(range(num_classes), names, **text)
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=size)
+    axes.set_yticks(range(num_classes), names, fontsize=size)
     if has_numbers:
         for (row, column), share in np.ndenumerate(shares):
             color = "white" if share > 40 else "black"

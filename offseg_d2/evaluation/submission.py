@@ -24,6 +24,7 @@ import numpy as np
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
+from offseg_d2.data.image_io import open_with_pillow, read_bytes
 from offseg_d2.utils.io import write_atomically
 
 # trainId -> id of github.com/mcordts/cityscapesScripts, helpers/labels.py
@@ -158,7 +159,7 @@ class PredictionFolder:
         if not PathManager.isfile(path):
             return None
         try:
-            with PathManager.open(path, "rb") as file, Image.open(file) as picture:
+            with open_with_pillow(read_bytes(path, "Prediction")) as picture:
                 indices = np.array(picture) if picture.mode == "P" else None
         # Pillow reports broken files as OSError, SyntaxError or ValueError.
         except (OSError, SyntaxError, ValueError):

@@ -62,6 +62,8 @@ def prepare_export(
         mode=settings.mode,
         crop_size=settings.crop_size,
         stride=settings.stride,
+        max_value_16_bit=cfg.INPUT.MAX_VALUE_16_BIT,
+        bands=tuple(cfg.INPUT.BANDS),
         model=type(model).__name__,
     )
     return graph, description

@@ -38,6 +38,8 @@ class ModelDescription:
         mode: "whole" or "slide".
         crop_size: (height, width) of a sliding window.
         stride: (vertical, horizontal) step between windows.
+        max_value_16_bit: value of 16-bit images that becomes 255.
+        bands: numbers of the bands of TIFF files that are red, green and blue, or empty.
         precision: "float32" or "int8".
         max_difference: largest difference of a score from PyTorch's, when the file was written.
         label_agreement: share of the pixels with PyTorch's label, when the file was written.
@@ -58,6 +60,8 @@ class ModelDescription:
     mode: str
     crop_size: tuple[int, int]
     stride: tuple[int, int]
+    max_value_16_bit: int = 65535
+    bands: tuple[int, ...] = ()
     precision: str = "float32"
     max_difference: float | None = None
     label_agreement: float | None = None

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,15 @@ from offseg_d2.export.sessions import open_session, require
 from offseg_d2.utils.io import write_atomically
 
 
-def calibration_images(dataset: str, count: int) -> Iterator[np.ndarray]:
+def calibration_images(
+    dataset: str, count: int, read: Callable[[str], np.ndarray] = read_image
+) -> Iterator[np.ndarray]:
     """``count`` images, evenly spread over a dataset.
 
     Args:
         dataset: registered name, such as "camvid_train".
         count: number of images; all if the dataset has fewer.
+        read: reads an image file, (H, W, 3) uint8 BGR.
 
     Yields:
         (H, W, 3) uint8 BGR.
@@ -43,7 +46,7 @@ def calibration_images(dataset: str, count: int) -> Iterator[np.ndarray]:
     samples = DatasetCatalog.get(dataset)
     step = max(len(samples) / count, 1)
     for i in range(min(count, len(samples))):
-        yield read_image(samples[int(i * step)]["file_name"])
+        yield read(samples[int(i * step)]["file_name"])
 
 
 def quantise(float_path: str, path: str, inputs: Sequence[Tensor]) -> Comparison:

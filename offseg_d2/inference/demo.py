@@ -2,7 +2,7 @@
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -98,6 +98,7 @@ def draw_files(
     output_dir: str,
     options: DrawOptions,
     batch_size: int = 1,
+    read: Callable[[str], np.ndarray] = read_image,
 ) -> tuple[list[str], list[Unreadable]]:
     """Predict images, then videos, and draw them; goes on past unreadable files.
 
@@ -110,6 +111,7 @@ def draw_files(
         output_dir: folder for the pictures, made if need be.
         options: how to draw.
         batch_size: images of one size, or frames of a video, that are predicted together.
+        read: reads an image file, (H, W, 3) uint8 BGR.
 
     Returns:
         The written files, and those that could not be read, both in the order of the inputs.
@@ -125,7 +127,8 @@ def draw_files(
     partly: list[str] = []  # pictures of what there was of a broken-off video
     images = [(path, target) for path, target in todo if not is_video(path)]
     with tqdm(total=len(todo), unit="file", disable=None) as progress:
-        with contextlib.closing(_read_images(images, 2 * batch_size, faults)) as loaded:
+        reading = _read_images(read, images, 2 * batch_size, faults)
+        with contextlib.closing(reading) as loaded:
             for batch in batches_of_a_kind(loaded, partial(_size_in, predictor), batch_size):
                 _draw_images(predictor, batch, options)
                 progress.update(len(batch))
@@ -143,9 +146,12 @@ def draw_files(
 
 
 def _read_images(
-    files: Sequence[tuple[str, str]], ahead: int, faults: dict[str, Unreadable]
+    read: Callable[[str], np.ndarray],
+    files: Sequence[tuple[str, str]],
+    ahead: int,
+    faults: dict[str, Unreadable],
 ) -> Iterator[_Loaded]:
-    tasks = (partial(read_image, path) for path, _ in files)
+    tasks = (partial(read, path) for path, _ in files)
     with contextlib.closing(read_ahead(tasks, ahead=ahead)) as futures:
         for (path, target), future in zip(files, futures, strict=True):
             try:

@@ -12,7 +12,6 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
 from offseg_d2.config import ConfigError
-from offseg_d2.data import read_image
 from offseg_d2.inference.predictor import Predictor, find_images
 from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.offset_figure import TracedImage, draw_offsets
@@ -60,7 +59,7 @@ def draw_offset_picture(
         )
     predictor = Predictor(cfg)
     class_id = None if class_name is None else find_class(class_name, predictor.metadata)
-    originals = [read_image(path) for path in paths]
+    originals = [predictor.read(path) for path in paths]
     images = [trace_image(predictor, image) for image in originals]
     shown = images[0].rgb.shape
     if pixel is not None:

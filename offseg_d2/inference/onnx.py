@@ -12,9 +12,11 @@ from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 from torch import Tensor
 
+from offseg_d2.data import ImageReader, ImageSettings
 from offseg_d2.data.augmentation import CvResizeTransform, keep_ratio_size
 from offseg_d2.export.description import KEY, ModelDescription
 from offseg_d2.export.sessions import open_session
+from offseg_d2.inference.predictor import MAX_PIXELS
 from offseg_d2.inference.preprocessing import to_sample
 from offseg_d2.modeling.meta_arch import predict
 from offseg_d2.modeling.meta_arch.common import group_by_size
@@ -32,6 +34,7 @@ class OnnxSegmenter:
         description: what the file says about itself.
         metadata: names and colours of the classes.
         session: the file, opened by the runtime.
+        read: reads image files as the exported configuration said, up to 200 megapixels.
 
     Raises:
         OSError: if the runtime is not installed or the file cannot be read.
@@ -47,6 +50,8 @@ class OnnxSegmenter:
                 f"`{path}` must be a model by tools/export_model.py, but describes no classes."
             )
         self.description = ModelDescription.from_json(self.session.metadata[KEY], path)
+        settings = ImageSettings(self.description.max_value_16_bit, self.description.bands)
+        self.read = ImageReader(settings._replace(max_pixels=MAX_PIXELS))
         self.metadata = Metadata(
             name=path,
             stuff_classes=list(self.description.classes),

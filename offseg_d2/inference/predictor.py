@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from offseg_d2.checkpoint import build_checkpointer
 from offseg_d2.config import ConfigError
-from offseg_d2.data import build_augmentations, ensure_registered
+from offseg_d2.data import ImageReader, ImageSettings, build_augmentations, ensure_registered
 from offseg_d2.inference.preprocessing import to_sample
 from offseg_d2.modeling import (
     AugmentedModel,
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 # What a folder is searched for; a file that is named itself may end as it likes.
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# A header of some bytes can announce more than any memory holds.
+MAX_PIXELS = 200_000_000
 _WRITTEN_SUFFIXES = (".jpeg", ".jpg", ".png")  # others become .png
 
 
@@ -51,6 +53,7 @@ class Predictor:
         cfg: configuration with the device that is really used.
         model: in evaluation mode, as it was trained; with ``TEST.DEPLOY`` a faster copy predicts.
         metadata: of the dataset.
+        read: reads image files as the configuration says, up to 200 megapixels.
 
     Raises:
         ConfigError: ``MODEL.WEIGHTS`` is empty, the dataset has another number of classes, or
@@ -67,6 +70,7 @@ class Predictor:
         self.cfg.freeze()
         self.metadata = metadata or _metadata_of([*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN])
         self._check_classes()
+        self.read = ImageReader(ImageSettings.from_config(cfg)._replace(max_pixels=MAX_PIXELS))
         self._resizes = build_augmentations(self.cfg, is_train=False)
         self.model = build_model(self.cfg).eval()
         checkpointer = build_checkpointer(self.cfg, self.model)

@@ -25,9 +25,9 @@ from pycocotools import mask as coco_mask
 
 from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
 from offseg_d2.config import load_config, load_config_text
-from offseg_d2.data import read_image
+from offseg_d2.data import ImageReader, ImageSettings
 from offseg_d2.data.datasets.class_file import class_table
-from offseg_d2.inference.predictor import Predictor
+from offseg_d2.inference.predictor import MAX_PIXELS, Predictor
 from offseg_d2.inference.windows import label_map_by_windows
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.classes import class_names, color_map
@@ -128,7 +128,13 @@ class Segmenter:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str, *, config_file: str = "", device: str = "", opts: Sequence[str] = ()
+        cls,
+        path: str,
+        *,
+        config_file: str = "",
+        device: str = "",
+        opts: Sequence[str] = (),
+        max_pixels: int = MAX_PIXELS,
     ) -> "Segmenter":
         """Load a model.
 
@@ -138,6 +144,7 @@ class Segmenter:
             config_file: configuration, for a checkpoint that carries none, or instead of it.
             device: "cpu", "cuda", ...; by default that of the configuration if it is there.
             opts: KEY VALUE pairs that change the configuration.
+            max_pixels: image files of more are refused before they are decoded.
 
         Raises:
             FileNotFoundError, CheckpointError: the file is absent, damaged, or has no
@@ -155,7 +162,9 @@ class Segmenter:
                 f"Checkpoint file `{path}` must carry a configuration to be used alone, but has "
                 "none; name the configuration of the model too (config_file)."
             )
-        return cls(Predictor(cfg, metadata=_classes_of(path, content, cfg)))
+        predictor = Predictor(cfg, metadata=_classes_of(path, content, cfg))
+        predictor.read.settings = predictor.read.settings._replace(max_pixels=max_pixels)
+        return cls(predictor)
 
     def __call__(self, image: ImageLike, *, confidence: bool = False) -> Segmentation:
         """Segment an image.
@@ -233,7 +242,7 @@ class Segmenter:
             FileNotFoundError, DataFileError: one of the files cannot be read.
             ValueError: an array of another shape or type.
         """
-        pictures = [_read(image) for image in images]
+        pictures = [_read(image, self.predictor.read) for image in images]
         label_maps = self.predictor.label_maps([bgr for bgr, _ in pictures])
         return [
             Segmentation(rgb, labels, self.predictor.metadata)
@@ -241,18 +250,18 @@ class Segmenter:
         ]
 
 
-def _read(image: ImageLike) -> tuple[np.ndarray, np.ndarray]:
+def _read(image: ImageLike, read: ImageReader) -> tuple[np.ndarray, np.ndarray]:
     """The image as the predictor takes it, BGR, and in RGB; each (H, W, 3) uint8."""
     if isinstance(image, str | os.PathLike):
-        bgr = read_image(os.fspath(image))
+        bgr = read(os.fspath(image))
         return bgr, np.ascontiguousarray(bgr[..., ::-1])
-    rgb = _to_rgb(image)
+    rgb = _to_rgb(image, read)
     return np.ascontiguousarray(rgb[..., ::-1]), rgb
 
 
-def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
+def _to_rgb(image: np.ndarray | Image.Image, read: ImageReader) -> np.ndarray:
     if isinstance(image, Image.Image):
-        return _pixels_of(image)
+        return _pixels_of(image, read)
     if not (isinstance(image, np.ndarray) and image.dtype == np.uint8):
         what = image.dtype if isinstance(image, np.ndarray) else type(image).__name__
         raise ValueError(f"`image` must be a path, a PIL image or uint8 values, but is {what}.")
@@ -263,8 +272,9 @@ def _to_rgb(image: np.ndarray | Image.Image) -> np.ndarray:
     return image
 
 
-def _pixels_of(image: Image.Image) -> np.ndarray:
-    """Return the pixels that OpenCV would read of the image's file: upright, 8 bits, no opacity."""
+def _pixels_of(image: Image.Image, read: ImageReader) -> np.ndarray:
+    """Return the pixels that would be read of the image's file: upright, 8 bits, no opacity."""
+    _refuse_lost_bits(image, read.settings)
     if image.mode not in _PILLOW_MODES:
         raise ValueError(
             f"`image` must be of one of Pillow's modes {sorted(_PILLOW_MODES)}, but is "
@@ -272,8 +282,22 @@ def _pixels_of(image: Image.Image) -> np.ndarray:
         )
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
-        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        values = np.asarray(image)
+        read.warn(read.settings.range_warning("The image", int(values.min()), int(values.max())))
+        return np.repeat(read.settings.to_bytes(values)[..., None], 3, axis=2)
     return np.asarray(image.convert("RGB"))
+
+
+def _refuse_lost_bits(image: Image.Image, settings: ImageSettings) -> None:
+    """Refuse what Pillow does not read as the settings say: other bands, colours of 16 bits."""
+    if settings.bands and image.format == "TIFF":
+        raise ValueError("`image` must be given by its path for `INPUT.BANDS`, but is a PIL image.")
+    stored = str(image.tile[0].args) if getattr(image, "tile", None) else ""
+    if settings.max_value < 65535 and ";16" in stored and not image.mode.startswith("I"):
+        raise ValueError(
+            "`image` must be given by its path for `INPUT.MAX_VALUE_16_BIT`, because Pillow keeps "
+            "only the upper 8 bits of 16-bit colours, but is a PIL image."
+        )
 
 
 def _classes_of(path: str, content: dict, cfg: CfgNode) -> Metadata | None:

@@ -1,9 +1,15 @@
-"""Frames of video files and cameras, read and written with OpenCV."""
+"""Frames of video files and cameras, read with OpenCV, written by PyAV if it is there.
+
+Browsers play H.264, which OpenCV's wheels cannot write; PyAV's have an encoder.
+"""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
+from fractions import Fraction
 from types import TracebackType
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
@@ -11,10 +17,13 @@ from detectron2.utils.file_io import PathManager
 
 from offseg_d2.data import DataFileError
 
+logger = logging.getLogger(__name__)
+
 VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm")
 # Containers without an index only estimate their number of frames.
 _ESTIMATE = 0.05
 _DEFAULT_RATE = 25.0  # frames a second, where a source says nothing
+_H264_ENCODERS = ("libx264", "libopenh264")
 
 
 class BrokenOffError(DataFileError):
@@ -79,6 +88,90 @@ class VideoReader:
         self._capture.release()
 
 
+class _Encoder(Protocol):
+    """Writes (H, W, 3) uint8 RGB frames of even sides into a file."""
+
+    codec: str
+
+    def write(self, frame: np.ndarray) -> None: ...
+
+    def release(self) -> None: ...
+
+
+class _OpenCvEncoder:
+    """MPEG-4 by OpenCV.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    codec = "MPEG-4, which browsers do not play (with the package av: H.264)"
+
+    def __init__(self, path: str, size: tuple[int, int], rate: float) -> None:
+        self._writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        if not self._writer.isOpened():
+            raise OSError("OpenCV cannot open it")
+
+    def write(self, frame: np.ndarray) -> None:
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def release(self) -> None:
+        self._writer.release()
+
+
+class _PyAvEncoder:
+    """H.264 by PyAV.
+
+    Args:
+        av: the module.
+        name: of the encoder.
+        path: of the file.
+        size: (width, height) in pixels.
+        rate: frames a second.
+
+    Raises:
+        ValueError, OSError: this PyAV lacks the encoder, or it cannot be opened.
+    """
+
+    def __init__(self, av: Any, name: str, path: str, size: tuple[int, int], rate: float) -> None:
+        self._av, self.codec = av, f"H.264 ({name})"
+        # The index stands first, so that a browser plays the file while it loads.
+        self._file = av.open(path, "w", options={"movflags": "+faststart"})
+        try:
+            self._stream = self._file.add_stream(name, rate=Fraction(rate).limit_denominator(1000))
+            self._stream.width, self._stream.height = size
+            self._stream.pix_fmt = "yuv420p"  # the only one that all browsers know
+            self._stream.codec_context.open()
+        except Exception:
+            self._file.close()
+            raise
+
+    def write(self, frame: np.ndarray) -> None:
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._file.mux(self._stream.encode(picture))
+
+    def release(self) -> None:
+        self._file.mux(self._stream.encode())
+        self._file.close()
+
+
+def _open_encoder(path: str, size: tuple[int, int], rate: float) -> _Encoder:
+    """The best encoder that is there.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    try:
+        import av
+    except ImportError:
+        return _OpenCvEncoder(path, size, rate)
+    for name in _H264_ENCODERS:
+        # PyAV's errors of an encoder that is absent or cannot be opened are such.
+        with contextlib.suppress(ValueError, OSError):
+            return _PyAvEncoder(av, name, path, size, rate)
+    return _OpenCvEncoder(path, size, rate)
+
+
 class VideoWriter:
     """Writes frames into an .mp4 file, which appears when it is complete.
 
@@ -96,19 +189,19 @@ class VideoWriter:
         self.path, self.rate = path, rate
         folder, name = os.path.split(path)
         self._part = os.path.join(folder, f".part-{os.getpid()}-{name}")
-        self._writer: cv2.VideoWriter | None = None
+        self._writer: _Encoder | None = None
 
     def write(self, frame: np.ndarray) -> None:
         """Add a (H, W, 3) uint8 RGB frame; all have the size of the first one."""
         # The codec wants even sides.
-        frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2, ::-1]
+        frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._writer is None:
-            code = cv2.VideoWriter_fourcc(*"mp4v")
-            size = (frame.shape[1], frame.shape[0])
-            self._writer = cv2.VideoWriter(self._part, code, self.rate, size)
-            if not self._writer.isOpened():
-                raise OSError(f"The video '{self.path}' cannot be written.")
-        self._writer.write(np.ascontiguousarray(frame))
+            try:
+                self._writer = _open_encoder(self._part, frame.shape[1::-1], self.rate)
+            except OSError:
+                raise OSError(f"The video '{self.path}' cannot be written.") from None
+            logger.info("Writing %s as %s.", self.path, self._writer.codec)
+        self._writer.write(frame)
 
     def __enter__(self) -> "VideoWriter":
         return self

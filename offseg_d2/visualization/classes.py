@@ -13,6 +13,8 @@ from detectron2.data import Metadata
 from torch import Tensor
 from torch.nn import functional as F
 
+_STRIPE, _GREYS = 4, (110, 190)  # width in pixels, and colours of the stripes of ignored pixels
+
 
 def to_labels(sem_seg: Tensor | np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     """Turn a prediction into a label map.
@@ -81,3 +83,16 @@ def color_map(labels: np.ndarray, metadata: Metadata, num_classes: int = 0) -> n
 def is_class(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Pixels whose id is one of the classes: (H, W) bool."""
     return (labels >= 0) & (labels < num_classes)
+
+
+def mark_ignored(picture: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """The picture (H, W, 3) with grey stripes where ``labels`` (H, W) hold no class."""
+    outside = ~is_class(labels, num_classes)[..., None]
+    return np.where(outside, stripes(*labels.shape).astype(picture.dtype), picture)
+
+
+def stripes(height: int, width: int) -> np.ndarray:
+    """Diagonal stripes in two greys, which no class looks like: (height, width, 3) uint8."""
+    diagonal = np.add.outer(np.arange(height), np.arange(width))
+    grey = np.where(diagonal // _STRIPE % 2, *_GREYS).astype(np.uint8)
+    return np.repeat(grey[..., None], 3, axis=2)

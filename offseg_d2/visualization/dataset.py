@@ -17,11 +17,13 @@ from tqdm import tqdm
 from offseg_d2.data import (
     IGNORE_LABEL,
     DataFileError,
+    ImageSettings,
     SemSegDatasetMapper,
     adapt_to_folders,
     build_train_loader,
     label_lut_of,
 )
+from offseg_d2.data.image_io import DEFAULT_SETTINGS
 from offseg_d2.utils.io import file_stem, write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 
@@ -82,12 +84,20 @@ class GroundTruthArtist:
     Args:
         metadata: of the dataset.
         opacity: of the colours, 0..1.
+        settings: how the values of image files become colours.
     """
 
-    def __init__(self, metadata: Metadata, opacity: float = 0.5) -> None:
+    def __init__(
+        self,
+        metadata: Metadata,
+        opacity: float = 0.5,
+        settings: ImageSettings = DEFAULT_SETTINGS,
+    ) -> None:
         self.metadata, self.opacity = metadata, opacity
         lut = label_lut_of(metadata)
-        self.read = SemSegDatasetMapper(is_train=True, augmentations=[], label_lut=lut)
+        self.read = SemSegDatasetMapper(
+            is_train=True, augmentations=[], label_lut=lut, settings=settings
+        )
 
     def draw(self, sample: Sample) -> np.ndarray:
         """Draw a sample: image and overlay side by side, a legend of its classes below.
@@ -98,18 +108,24 @@ class GroundTruthArtist:
         read = self.read(sample)
         image, labels = to_picture(read), read["sem_seg"].numpy()
         scale = _fitting_scale(image.shape[:2], _PICTURE_SIDES)
-        drawn = overlay(image, labels, self.metadata, opacity=self.opacity, scale=scale)
+        drawn = overlay(
+            image, labels, self.metadata, opacity=self.opacity, scale=scale, ignored=True
+        )
         counted = labels[labels != IGNORE_LABEL]
         classes = len(np.unique(counted))
         ignored = 1 - counted.size / labels.size
         truth = f"{classes} class{'' if classes == 1 else 'es'}, {ignored:.1%} ignored"
         captions = (f"{image_name(sample)}, {image.shape[1]}x{image.shape[0]}", truth)
         row = side_by_side([enlarge(image, scale), drawn], captions)
-        return np.concatenate([row, legend(self.metadata, row.shape[1], labels)])
+        return np.concatenate([row, legend(self.metadata, row.shape[1], labels, ignored=True)])
 
 
 def draw_ground_truth(
-    samples: Sequence[Sample], metadata: Metadata, prefix: str, opacity: float = 0.5
+    samples: Sequence[Sample],
+    metadata: Metadata,
+    prefix: str,
+    opacity: float = 0.5,
+    settings: ImageSettings = DEFAULT_SETTINGS,
 ) -> tuple[list[str], list[str]]:
     """Write a picture of each sample, with a progress bar; goes on past unusable files.
 
@@ -118,11 +134,12 @@ def draw_ground_truth(
         metadata: of the dataset.
         prefix: that the pictures' file names begin with, folder included.
         opacity: of the colours, 0..1.
+        settings: how the values of image files become colours.
 
     Returns:
         the written files, and a sentence for each sample that could not be drawn.
     """
-    artist = GroundTruthArtist(metadata, opacity)
+    artist = GroundTruthArtist(metadata, opacity, settings)
     written, failures = [], []
     for sample in tqdm(samples, unit="image", disable=None):
         try:
@@ -184,12 +201,16 @@ def draw_batch(
         padding = ((0, height - image.shape[0]), (0, width - image.shape[1]))
         image = np.pad(image, (*padding, (0, 0)), constant_values=_PADDING)
         labels = np.pad(labels, padding, constant_values=IGNORE_LABEL)
-        drawn = overlay(image, labels, metadata, opacity=opacity, names=False, scale=scale)
+        drawn = overlay(
+            image, labels, metadata, opacity=opacity, names=False, scale=scale, ignored=True
+        )
+        inside = [round(side * scale) for side in sample["sem_seg"].shape]
+        drawn[inside[0] :] = drawn[:, inside[1] :] = _PADDING  # which is no part of the crop
         captions = (image_name(sample), crop)
         cells.append(side_by_side([enlarge(image, scale), drawn], captions))
     sheet = _arrange(cells)
     present = np.unique(np.concatenate([np.unique(sample["sem_seg"]) for sample in batch]))
-    return np.concatenate([sheet, legend(metadata, sheet.shape[1], present[None])])
+    return np.concatenate([sheet, legend(metadata, sheet.shape[1], present[None], ignored=True)])
 
 
 def to_picture(sample: Sample, image_format: str = "RGB") -> np.ndarray:

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from offseg_d2.utils.fonts import fold, plot_with_names, shorten
 from offseg_d2.visualization.classes import class_colors, class_names, color_map
 from offseg_d2.visualization.offset_trace import OffsetTrace
 from offseg_d2.visualization.overlay import overlay
@@ -60,18 +61,19 @@ def draw_offsets(
     trace = images[0].trace
     labels = trace.labels().cpu().numpy()
     class_id, pixel = _choose(labels, class_id, pixel, len(class_names(metadata)))
-    figure = Figure(figsize=(14.5, 10.4), dpi=110, layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
-    canvas = FigureCanvasAgg(figure)
-    top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 1.35])
-    _draw_predictions(top.subplots(1, 4), images[0].rgb, trace, labels, metadata, plain_labels)
-    _draw_maps(middle.subplots(1, 4), trace, class_id, pixel, metadata)
-    left, centre, right = bottom.subplots(1, 3, width_ratios=[1.0, 1.0, 2.0])
-    _draw_class_offsets(left, trace, labels, metadata)
-    _draw_pixel_scores(centre, trace, pixel, metadata)
-    _draw_class_vectors(right, images, metadata)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    with plot_with_names(class_names(metadata)):
+        figure = Figure(figsize=(14.5, 10.4), dpi=110, layout="constrained")
+        figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
+        canvas = FigureCanvasAgg(figure)
+        top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 1.35])
+        _draw_predictions(top.subplots(1, 4), images[0].rgb, trace, labels, metadata, plain_labels)
+        _draw_maps(middle.subplots(1, 4), trace, class_id, pixel, metadata)
+        left, centre, right = bottom.subplots(1, 3, width_ratios=[1.0, 1.0, 2.0])
+        _draw_class_offsets(left, trace, labels, metadata)
+        _draw_pixel_scores(centre, trace, pixel, metadata)
+        _draw_class_vectors(right, images, metadata)
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def _choose(
@@ -134,7 +136,7 @@ def _draw_maps(
     pixel: tuple[int, int],
     metadata: Metadata,
 ) -> None:
-    name = class_names(metadata)[class_id]
+    name = shorten(class_names(metadata)[class_id], 30)
     row = trace.row_of(class_id)
     if trace.class_probabilities is not None:
         name = f"{name} (query {row})"
@@ -161,6 +163,11 @@ def _feature_index(trace: OffsetTrace, pixel: tuple[int, int]) -> int:
     return (pixel[1] * rows // height) * columns + pixel[0] * columns // width
 
 
+def _folded(metadata: Metadata, class_ids: Sequence[int]) -> list[str]:
+    """Names of classes, long ones in several lines."""
+    return [fold(class_names(metadata)[i], 24) for i in class_ids]
+
+
 def _classes_by_area(labels: np.ndarray) -> list[int]:
     areas = np.bincount(labels.ravel())
     return [int(i) for i in areas.argsort()[::-1] if areas[i]][:_MOST_CLASSES]
@@ -176,7 +183,7 @@ def _draw_class_offsets(
     if trace.compares_classes:
         axis.barh(range(len(present)), whole, color="0.85")
     axis.barh(range(len(present)), own, color=colors, edgecolor="0.3")
-    axis.set_yticks(range(len(present)), [class_names(metadata)[i] for i in present])
+    axis.set_yticks(range(len(present)), _folded(metadata, present))
     title = "length of the class offset / of the class vector"
     own_part = "grey: all of it; coloured: less what all share"
     axis.set_title(title + (f"\n{own_part}" if trace.compares_classes else ""), fontsize=11)
@@ -209,7 +216,7 @@ def _draw_pixel_scores(
         (-0.2, scores[1], "tab:blue", "with offsets"),
     ):
         axis.barh(np.arange(len(best)) + shift, values[best], 0.4, color=color, label=label)
-    axis.set_yticks(range(len(best)), [class_names(metadata)[i] for i in best])
+    axis.set_yticks(range(len(best)), _folded(metadata, best))
     axis.set_ylim(-0.6 - 0.2 * len(best), len(best) - 0.4)  # below the bars: room for the legend
     axis.legend(fontsize=9, loc="lower right")
     axis.set_title(f"scores at the marked pixel {pixel}", fontsize=11)
@@ -231,7 +238,7 @@ def _draw_class_vectors(axis: Axes, images: Sequence[TracedImage], metadata: Met
         for a, b in zip(start[mine], end[mine], strict=True):
             axis.plot([a[0], b[0]], [a[1], b[1]], color=colors[index], linewidth=0.6, alpha=0.6)
         axis.scatter(*end[mine].T, color=colors[index], s=45, edgecolors="0.2", linewidths=0.6,
-                     label=class_names(metadata)[index])  # fmt: skip
+                     label=_folded(metadata, [index])[0])  # fmt: skip
         axis.scatter(*start[mine].T, color="black", marker="x", s=30, zorder=3)
     axis.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     what = "without their mean, " if images[0].trace.compares_classes else ""

@@ -2,40 +2,36 @@
 
 Names and colours of the classes come from Detectron2's metadata (``stuff_classes``,
 ``stuff_colors``). Pictures are (H, W, 3) uint8 RGB, label maps (H, W) integers; ids that are no
-class (such as the ignored 255) stay uncoloured, or black in a palette map.
+class (such as the ignored 255) stay uncoloured, get grey stripes, or are black in a palette map.
 
 Shapes: K classes, H x W pixels.
 """
 
-import functools
-import itertools
-import logging
-import os
 from collections.abc import Sequence
 
 import cv2
-import matplotlib
 import numpy as np
 from detectron2.data import Metadata
 from detectron2.utils.visualizer import VisImage, Visualizer
-from matplotlib import font_manager
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
+from offseg_d2.utils.fonts import cut_to, load_font, plot_with_names, wrap_to
 from offseg_d2.visualization.classes import (
     class_colors,
     class_names,
     color_map,
     is_class,
+    mark_ignored,
+    stripes,
     to_labels,
 )
-
-logger = logging.getLogger(__name__)
 
 # On a smaller picture names would hide what they name; a legend serves better.
 MIN_SIDE_FOR_NAMES = 320
 # A connected region with a larger share of the picture gets a name besides the class's largest one.
 _SHARE_OF_SECOND_NAME = 0.1
+IGNORED = "ignored"  # in legends
 _PAPER, _INK = (255, 255, 255), (30, 30, 30)
 
 
@@ -54,6 +50,7 @@ class SemSegVisualizer(Visualizer):
         area_threshold: int | None = None,
         alpha: float = 0.5,
         names: bool = True,
+        ignored: bool = False,
     ) -> VisImage:
         """Draw a segmentation over the image.
 
@@ -62,6 +59,7 @@ class SemSegVisualizer(Visualizer):
             area_threshold: regions of fewer pixels get no name.
             alpha: opacity of the colours, 0..1.
             names: write the names of the classes into their regions.
+            ignored: mark pixels that are no class by grey stripes.
         """
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"The opacity must be in 0..1, but is {alpha!r}.")
@@ -69,13 +67,17 @@ class SemSegVisualizer(Visualizer):
         labels = to_labels(sem_seg, self.img.shape[:2])
         colors = class_colors(self.metadata, num_classes)
         painted = color_map(labels, self.metadata, num_classes).astype(np.float32)
-        opacity = np.where(is_class(labels, len(colors)), np.float32(alpha), np.float32(0.0))
+        if ignored:
+            painted = mark_ignored(painted, labels, len(colors))
+        opacity = np.where(
+            is_class(labels, len(colors)) | ignored, np.float32(alpha), np.float32(0.0)
+        )
         mixed = self.img + opacity[..., None] * (painted - self.img)
         mixed += (0.6 * min(1.0, 2 * alpha)) * _borders(labels)[..., None] * (255.0 - mixed)
         self.output.reset_image(mixed + 0.5)
         if names:
             known = class_names(self.metadata, len(colors))
-            with matplotlib.rc_context({"font.sans-serif": _families(known)}):
+            with plot_with_names(known):
                 self._draw_names(labels, known, area_threshold or 0)
         return self.output
 
@@ -83,13 +85,16 @@ class SemSegVisualizer(Visualizer):
         height, width = labels.shape
         font_size = float(np.clip(min(height, width) / 40, 7, 30))  # in points
         text_height = 1.3 * font_size * self.output.dpi / 72  # in pixels, with its background
+        font = load_font(round(font_size * self.output.dpi / 72), "".join(names))
         occupied: list[tuple[float, float, float, float]] = []
         # Halfway to white: names stand on black, and Detectron2 would tint greys.
         colors = (class_colors(self.metadata, len(names)) / 255.0 + 1.0) / 2
         present = np.bincount(labels[is_class(labels, len(names))], minlength=len(names))
         for class_id in np.argsort(-present, kind="stable")[: np.count_nonzero(present)]:
             text = names[class_id]
-            text_width = 0.48 * text_height * (len(text) + 1)
+            text_width = font.getlength(text) + 0.48 * text_height
+            if text_width > width:  # the picture would cut it
+                continue
             for x, y, radius, area in _widest_spots(labels == class_id):
                 x = float(np.clip(x, text_width / 2, max(width - text_width / 2, text_width / 2)))
                 box = (x - text_width / 2, y - text_height / 2, text_width, text_height)
@@ -142,6 +147,7 @@ def overlay(
     opacity: float = 0.5,
     names: bool | None = None,
     scale: float = 1.0,
+    ignored: bool = False,
 ) -> np.ndarray:
     """Draw a segmentation over an image.
 
@@ -152,6 +158,8 @@ def overlay(
         opacity: of the colours, 0 (image only) to 1 (colours only).
         names: write class names; None does so if the picture is large enough.
         scale: size of the picture, relative to the image's.
+        ignored: mark pixels that are no class by grey stripes, as ground truth needs it; by
+            default they stay as they are in the image.
 
     Returns:
         (scale H, scale W, 3) uint8 RGB.
@@ -163,7 +171,7 @@ def overlay(
     if names is None:
         names = min(image.shape[:2]) >= MIN_SIDE_FOR_NAMES
     visualizer = SemSegVisualizer(image, metadata)
-    return visualizer.draw_sem_seg(sem_seg, alpha=opacity, names=names).get_image()
+    return visualizer.draw_sem_seg(sem_seg, alpha=opacity, names=names, ignored=ignored).get_image()
 
 
 def enlarge(image: np.ndarray, scale: float) -> np.ndarray:
@@ -192,13 +200,19 @@ def side_by_side(
     pen, left = ImageDraw.Draw(head), 0
     for picture, caption in zip(pictures, captions, strict=True):
         center = (left + picture.shape[1] / 2, font_size)
-        pen.text(center, caption, fill=_INK, font=_font(font_size, caption), anchor="mm")
+        font = load_font(font_size, caption)
+        shown = cut_to(caption, font, picture.shape[1])
+        pen.text(center, shown, fill=_INK, font=font, anchor="mm")
         left += picture.shape[1] + gap
     return np.concatenate([np.asarray(head), row])
 
 
 def legend(
-    metadata: Metadata, width: int, labels: np.ndarray | None = None, num_classes: int = 0
+    metadata: Metadata,
+    width: int,
+    labels: np.ndarray | None = None,
+    num_classes: int = 0,
+    ignored: bool = False,
 ) -> np.ndarray:
     """Draw a strip with colour and name of the classes, wrapped to a width.
 
@@ -207,6 +221,7 @@ def legend(
         width: of the strip in pixels.
         labels: (H, W) label map; only its classes are listed. None lists all.
         num_classes: at least so many, whatever the metadata holds.
+        ignored: also list the stripes of pixels that are no class, if there are any.
 
     Returns:
         (height, width, 3) uint8 RGB.
@@ -214,64 +229,39 @@ def legend(
     colors = class_colors(metadata, num_classes)
     names = class_names(metadata, len(colors))
     class_ids = range(len(names)) if labels is None else np.unique(labels)
-    font_size = _font_size(width)
     shown = [int(i) for i in class_ids if 0 <= i < len(names)]
-    font = _font(font_size, "".join(names[i] for i in shown))
-    line, spots = 2 * font_size, []
+    if ignored and len(shown) < len(class_ids):
+        shown.append(len(names))
+        names, colors = [*names, IGNORED], np.concatenate([colors, colors[:1]])
+    font_size = _font_size(width)
+    font = load_font(font_size, "".join(names[i] for i in shown))
+    room = width - 3 * font_size  # for a name; a tiny picture's legend is cut instead of a column
+    step, spots, below = 2 * font_size, [], 0
     left, top = font_size // 2, 0
     for class_id in shown:
-        extent = round(font.getlength(names[class_id])) + 3 * font_size
+        lines = [names[class_id]] if room < 4 * font_size else wrap_to(names[class_id], font, room)
+        extent = round(max(map(font.getlength, lines))) + 3 * font_size
         if left + extent > width and left > font_size // 2:
-            left, top = font_size // 2, top + line
-        spots.append((left, top, class_id))
-        left += extent
-    strip = Image.new("RGB", (width, top + line), _PAPER)
+            left, top, below = font_size // 2, top + step + below, 0
+        spots.append((left, top, class_id, lines))
+        left, below = left + extent, max(below, (len(lines) - 1) * _line_height(font_size))
+    strip = Image.new("RGB", (width, top + step + below), _PAPER)
     pen = ImageDraw.Draw(strip)
-    for left, top, class_id in spots:
-        swatch = (left, top + font_size // 2, left + font_size, top + font_size // 2 + font_size)
+    for left, top, class_id, lines in spots:
+        corner = (left, top + font_size // 2)
+        swatch = (*corner, left + font_size, top + font_size // 2 + font_size)
         pen.rectangle(swatch, fill=tuple(colors[class_id].tolist()), outline=_INK)
-        center = (left + 1.5 * font_size, top + font_size)
-        pen.text(center, names[class_id], fill=_INK, font=font, anchor="lm")
+        if names[class_id] is IGNORED:
+            strip.paste(Image.fromarray(stripes(font_size, font_size)), corner)
+        for number, text in enumerate(lines):
+            middle = top + font_size + number * _line_height(font_size)
+            pen.text((left + 1.5 * font_size, middle), text, fill=_INK, font=font, anchor="lm")
     return np.asarray(strip)
 
 
-def _families(names: Sequence[str]) -> list[str]:
-    """Names of the fonts that matplotlib is to try for these class names."""
-    path = _font_file(frozenset("".join(names)))
-    font_manager.fontManager.addfont(path)
-    return [font_manager.get_font(path).family_name, "DejaVu Sans"]
+def _line_height(font_size: int) -> int:
+    return round(1.3 * font_size)
 
 
 def _font_size(width: int) -> int:
     return int(np.clip(width / 64, 10, 32))
-
-
-def _font(size: int, text: str = "") -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file(frozenset(text)), size)
-
-
-@functools.cache
-def _font_file(characters: frozenset[str]) -> str:
-    """File of a font with these characters: matplotlib's own, else one of the system.
-
-    A warning names the characters that no font has; they are drawn as boxes.
-    """
-    own = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
-    for path in itertools.chain([own], sorted(font_manager.findSystemFonts())):
-        if not _lacking(path, characters):
-            return path
-    logger.warning(
-        "No font on this system has the characters %s of class names: they are drawn as boxes. "
-        "Install one that has, such as Debian's package fonts-noto-cjk.",
-        "".join(sorted(_lacking(own, characters)))[:50],
-    )
-    return own
-
-
-def _lacking(path: str, characters: frozenset[str]) -> set[str]:
-    """Characters that a font file has no glyph for; all if it cannot be read."""
-    try:
-        glyphs = font_manager.get_font(path).get_charmap()
-    except (OSError, RuntimeError):  # a bitmap font, for one
-        return set(characters) or {"a"}
-    return {character for character in characters if ord(character) not in glyphs}

@@ -119,7 +119,7 @@ class Models:
         Raises:
             UploadError: the file cannot be used, or a model fails on it.
         """
-        upload = read_upload(path, self.limits)
+        upload = read_upload(path, self.limits, self.segmenters[0].predictor.read.settings)
         predictions, seconds = [], []
         for segmenter in self.segmenters:
             start = time.perf_counter()

@@ -1,14 +1,20 @@
 """Reading of uploaded images: within limits, and with messages that name no path."""
 
 import os
-import warnings
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from offseg_d2.data import read_image
+from offseg_d2.data.image_io import (
+    DEFAULT_SETTINGS,
+    MAX_PIXELS,
+    EncodedImage,
+    ImageSettings,
+    TooManyPixelsError,
+    open_with_pillow,
+    read_bytes,
+)
 
 # Pillow's names of what is accepted; it knows formats whose readers start other programs.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
@@ -57,7 +63,7 @@ class Upload:
     notes: tuple[str, ...] = ()
 
 
-def read_upload(path: str, limits: Limits) -> Upload:
+def read_upload(path: str, limits: Limits, settings: ImageSettings = DEFAULT_SETTINGS) -> Upload:
     """Read an uploaded image.
 
     Size and kind are read from the header, before anything is decoded. Pixels are those of
@@ -66,6 +72,7 @@ def read_upload(path: str, limits: Limits) -> Upload:
     Args:
         path: of the file.
         limits: of size and pixels.
+        settings: how its values become colours, but for the limit of pixels.
 
     Raises:
         UploadError: the file is too large, truncated or no image.
@@ -76,22 +83,23 @@ def read_upload(path: str, limits: Limits) -> Upload:
                 f"The file must have at most {limits.max_bytes / _MEGA:g} MB, "
                 f"but has {size / _MEGA:.1f} MB."
             )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # our own limit is the one that counts
-            with Image.open(path, formats=FORMATS) as opened:
-                notes = _check_header(opened, limits)
-        image = read_image(path)
+        with open_with_pillow(read_bytes(path, "Image"), FORMATS) as opened:
+            notes = _check_header(opened, limits)
+        encoded = EncodedImage(path, settings._replace(max_pixels=MAX_PIXELS))
+        image = encoded.decode()
+        if encoded.value_range:
+            notes += tuple(filter(None, [settings.range_warning("It", *encoded.value_range)]))
     except UploadError:
         raise
     except FileNotFoundError:
         message = "The file is no longer there; please upload it again."
-    except Image.DecompressionBombError:
+    except TooManyPixelsError:
         message = "The image must be smaller: its header announces far too many pixels."
     except UnidentifiedImageError:
         what = "is of another kind or damaged" if size else "is empty"
         message = f"The file must be an image ({', '.join(FORMATS)}), but {what}."
     # Errors of both readers for a broken header, frame table or content.
-    except (OSError, SyntaxError, ValueError, TypeError, EOFError, cv2.error):
+    except (OSError, SyntaxError, ValueError, TypeError, EOFError):
         message = "The file must be a complete image, but is damaged or truncated."
     else:
         stem = os.path.splitext(os.path.basename(path))[0]

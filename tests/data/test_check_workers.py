@@ -40,11 +40,11 @@ def note_process(folder: str) -> None:
     time.sleep(0.02)
 
 
-def check_or_die(sample, lut):
+def check_or_die(sample, lut, settings):
     """Check a pair; one file ends the process."""
     if sample["file_name"].endswith("b.jpg"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return check_pair(sample, lut)
+    return check_pair(sample, lut, settings)
 
 
 def is_alive(pid: int) -> bool:

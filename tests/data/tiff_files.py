@@ -1,6 +1,7 @@
 """A writer of TIFF files with any bands, tags and layouts."""
 
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ def write_tiff(
     extra: int | None = None,
     planar: bool = False,
     order: str = "<",
+    predictor: int | None = None,
 ) -> None:
-    """Write (H, W, C) uint8 or uint16 as an RGB file without compression.
+    """Write (H, W, C) uint8 or uint16 as an RGB file, compressed if there is a predictor.
 
     Args:
         path: of the file.
@@ -22,18 +24,29 @@ def write_tiff(
         extra: what the tag ExtraSamples says of the other bands; None leaves the tag out.
         planar: store band after band instead of pixel after pixel.
         order: "<" or ">", of the bytes.
+        predictor: 2 stores each pixel's difference from the one before it, deflated.
     """
     height, width, bands = pixels.shape
     stored = pixels.astype(pixels.dtype.newbyteorder(order))
     parts = np.moveaxis(stored, -1, 0) if planar else [stored]
+    if predictor:
+        parts = [np.diff(part, axis=1, prepend=part[:, :1] * 0) for part in parts]
     strips = [np.ascontiguousarray(part).tobytes() for part in parts]
+    strips = [zlib.compress(strip) for strip in strips] if predictor else strips
     offsets = [8 + sum(map(len, strips[:i])) for i in range(len(strips))]
     entries = [
         *((256, "I", [width]), (257, "I", [height]), (258, "H", [8 * pixels.itemsize] * bands)),
-        *((259, "H", [1]), (262, "H", [2]), (273, "I", offsets), (277, "H", [bands])),
+        *(
+            (259, "H", [8 if predictor else 1]),
+            (262, "H", [2]),
+            (273, "I", offsets),
+            (277, "H", [bands]),
+        ),
         *((278, "I", [height]), (279, "I", [len(strip) for strip in strips])),
         (284, "H", [2 if planar else 1]),
     ]
+    if predictor:
+        entries.append((317, "H", [predictor]))
     if extra is not None:
         entries.append((338, "H", [extra] * (bands - 3)))
     body = b"".join(strips)

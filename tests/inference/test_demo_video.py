@@ -1,5 +1,7 @@
 """tools/demo.py with videos, cameras, label maps and chosen classes."""
 
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import cv2
@@ -240,3 +242,78 @@ def test_estimated_number_of_frames_is_no_error(tmp_path, monkeypatch, stated, i
     else:
         with pytest.raises(BrokenOffError, match="60 of 70 frames"):
             list(reader)
+
+
+# ------------------------------------------------------------------ codecs
+
+
+class FakeAv:
+    """PyAV with some encoders, as far as it is used; notes what is asked of it."""
+
+    def __init__(self, *encoders: str) -> None:
+        self.encoders, self.calls = encoders, []
+        self.codec_context = self
+        self.VideoFrame = self
+
+    def open(self, path: str = "", mode: str = "", options: object = None) -> "FakeAv":
+        if path:
+            Path(path).write_bytes(b"")
+        self.calls.append(("open", mode) if path else ("opened", self.pix_fmt))
+        return self
+
+    def add_stream(self, name: str, rate: Fraction) -> "FakeAv":
+        if name not in self.encoders:
+            raise ValueError(name)  # as PyAV's UnknownCodecError is
+        self.calls.append((name, rate))
+        return self
+
+    def from_ndarray(self, frame: np.ndarray, format: str) -> str:
+        return f"{format} {frame.shape}"
+
+    def encode(self, picture: str = "end") -> str:
+        return picture
+
+    def mux(self, packets: str) -> None:
+        self.calls.append(("mux", packets))
+
+    def close(self) -> None:
+        self.calls.append(("close", ""))
+
+
+@pytest.mark.parametrize(
+    ("encoders", "chosen"),
+    [
+        (("libx264", "libopenh264"), "H.264 (libx264)"),
+        (("libopenh264",), "H.264 (libopenh264)"),
+        ((), "MPEG-4"),
+        (None, "MPEG-4"),
+    ],
+)
+def test_videos_are_h264_if_pyav_has_an_encoder(tmp_path, monkeypatch, caplog, encoders, chosen):
+    av = None if encoders is None else FakeAv(*encoders)
+    monkeypatch.setitem(sys.modules, "av", av)  # None: the import fails
+    with caplog.at_level("INFO"), VideoWriter(str(tmp_path / "a.mp4"), 12.5) as writer:
+        writer.write(np.zeros((31, 40, 3), np.uint8))
+    (record,) = [r for r in caplog.records if r.name == "offseg_d2.inference.video"]
+    assert record.getMessage().startswith(f"Writing {tmp_path / 'a.mp4'} as {chosen}")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    if encoders:
+        assert av.calls[-5:] == [
+            (encoders[0], Fraction(25, 2)),
+            ("opened", "yuv420p"),
+            *(("mux", "rgb24 (30, 40, 3)"), ("mux", "end"), ("close", "")),
+        ]
+
+
+def test_pyav_writes_what_can_be_read_again(tmp_path):
+    pytest.importorskip("av")
+    with VideoWriter(str(tmp_path / "a.mp4"), 10.0) as writer:
+        for grey in (40, 120, 200):
+            writer.write(np.full((31, 41, 3), (grey, 60, 90), np.uint8))
+    reader = VideoReader(str(tmp_path / "a.mp4"))
+    frames = list(reader)
+    assert reader.rate == pytest.approx(10.0) and len(frames) == 3
+    for frame, grey in zip(frames, (40, 120, 200), strict=True):
+        assert frame.shape == (30, 40, 3)
+        assert np.abs(frame.astype(int) - (90, 60, grey)).max() < 12
+    assert b"avc1" in (tmp_path / "a.mp4").read_bytes()  # H.264 in MP4

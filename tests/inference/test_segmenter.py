@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from offseg_d2 import Segmenter
 from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.config import ConfigError, load_config
+from offseg_d2.data import ImageReader
 from offseg_d2.engine import Trainer
 from offseg_d2.inference.predictor import Predictor
 from offseg_d2.inference.segmenter import Segmentation, _read
@@ -82,15 +83,15 @@ def test_pil_image_is_seen_as_its_file_is(image, tmp_path, kind):
     pillow, options = pillow_images(image)[kind]
     pillow.save(tmp_path / "image.png", **options)
     with Image.open(tmp_path / "image.png") as opened:
-        _, expected = _read(tmp_path / "image.png")
-        assert np.array_equal(_read(opened)[1], expected)
+        _, expected = _read(tmp_path / "image.png", ImageReader())
+        assert np.array_equal(_read(opened, ImageReader())[1], expected)
         assert expected.shape == ((96, 64, 3) if kind == "turned" else (64, 96, 3))
 
 
 @pytest.mark.parametrize("mode", ["F", "I", "CMYK", "HSV"])
 def test_pil_images_of_no_single_meaning_are_refused(mode):
     with pytest.raises(ValueError, match=rf"`image` must be of one .* but is '{mode}'"):
-        _read(Image.new(mode, (3, 3)))
+        _read(Image.new(mode, (3, 3)), ImageReader())
 
 
 def test_a_list_of_images_gives_a_list_of_segmentations(checkpoint, image):

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import Metadata
+from matplotlib import font_manager
+from PIL import ImageDraw
 
-from offseg_d2.visualization import overlay as overlay_module
-from offseg_d2.visualization.classes import class_colors, class_names, color_map, to_labels
+from offseg_d2.utils import fonts
+from offseg_d2.visualization.classes import (
+    class_colors,
+    class_names,
+    color_map,
+    is_class,
+    stripes,
+    to_labels,
+)
 from offseg_d2.visualization.overlay import SemSegVisualizer, enlarge, legend, overlay, side_by_side
 
 NAMES = ["sky", "road", "a rather long name"]
@@ -120,8 +129,8 @@ def test_names_are_written_on_large_pictures_only(side, named):
 class Recorder(SemSegVisualizer):
     """Notes where names are written."""
 
-    def __init__(self, image: np.ndarray) -> None:
-        super().__init__(image, METADATA)
+    def __init__(self, image: np.ndarray, metadata: Metadata = METADATA) -> None:
+        super().__init__(image, metadata)
         self.written: list[tuple[str, int, int]] = []
 
     def draw_text(self, text, position, **options):
@@ -209,12 +218,12 @@ def test_pictures_of_different_heights_do_not_go_side_by_side():
 
 def test_font_is_one_that_has_the_characters_else_a_warning_names_them(monkeypatch, caplog):
     metadata = Metadata(stuff_classes=["道路", "天空"], stuff_colors=[(9, 9, 9), (200, 9, 9)])
-    monkeypatch.setattr(overlay_module.font_manager, "findSystemFonts", lambda: ["/absent.ttf"])
-    overlay_module._font_file.cache_clear()
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/absent.ttf"])
+    fonts.font_file.cache_clear()
     legend(metadata, 200)
     legend(metadata, 200)
     assert caplog.text.count("No font on this system") == 1 and "道" in caplog.text
-    own = overlay_module._font_file(frozenset("abc"))
+    own = fonts.font_file(frozenset("abc"))
     charmaps = {own: {}, "/with.ttf": {ord(character): 1 for character in "道路天空"}}
 
     class Font:
@@ -224,8 +233,82 @@ def test_font_is_one_that_has_the_characters_else_a_warning_names_them(monkeypat
         def get_charmap(self):
             return charmaps[self.path]
 
-    monkeypatch.setattr(overlay_module.font_manager, "findSystemFonts", lambda: ["/with.ttf"])
-    monkeypatch.setattr(overlay_module.font_manager, "get_font", Font)
-    overlay_module._font_file.cache_clear()
-    assert overlay_module._font_file(frozenset("道路")) == "/with.ttf"
-    overlay_module._font_file.cache_clear()
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: ["/with.ttf"])
+    monkeypatch.setattr(font_manager, "get_font", Font)
+    fonts.font_file.cache_clear()
+    assert fonts.font_file(frozenset("道路")) == "/with.ttf"
+    fonts.font_file.cache_clear()
+
+
+LONG = "a name of a class that is far too long for the width of a small picture, " * 2
+
+
+def drawn_texts(monkeypatch) -> list[tuple[float, str, float]]:
+    """Record left edge, text and right edge of all that is written."""
+    written = []
+    draw = ImageDraw.ImageDraw.text
+
+    def text(self, xy, content, *, font, anchor, **options):
+        left, _, right, _ = self.textbbox(xy, content, font=font, anchor=anchor)
+        written.append((left, content, right))
+        draw(self, xy, content, font=font, anchor=anchor, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
+@pytest.mark.parametrize("name", [LONG, "x" * 90, "路" * 50])
+@pytest.mark.parametrize("width", [120, 333])
+def test_long_names_in_legends_are_wrapped_and_whole(monkeypatch, name, width):
+    written = drawn_texts(monkeypatch)
+    metadata = Metadata(stuff_classes=["sky", name, "road"], stuff_colors=COLORS)
+    strip = legend(metadata, width)
+    assert all(left >= 0 and right <= width for left, _, right in written)
+    shown = "".join(text for _, text, _ in written).replace(" ", "")
+    assert shown == f"sky{name}road".replace(" ", "")
+    assert all(count_color(strip, color) > 50 for color in COLORS)
+
+
+def test_captions_are_cut_at_their_end(monkeypatch):
+    written = drawn_texts(monkeypatch)
+    side_by_side([noise_image(20, 100), noise_image(20, 90)], [LONG, "short"])
+    (left, text, right), (_, short, _) = written
+    assert text.endswith("…") and LONG.startswith(text[:-1]) and len(text) > 9
+    assert left >= 0 and right <= 100 and short == "short"
+
+
+def test_names_wider_than_the_picture_are_left_to_the_legend():
+    metadata = Metadata(stuff_classes=[LONG, "road"], stuff_colors=COLORS[:2])
+    recorder = Recorder(np.zeros((330, 330, 3), dtype=np.uint8), metadata)
+    labels = np.zeros((330, 330), dtype=int)
+    labels[:100] = 1
+    recorder.draw_sem_seg(labels)
+    assert [text for text, _, _ in recorder.written] == ["road"]
+
+
+def test_ignored_pixels_have_stripes_where_it_is_asked_for():
+    labels = np.array([[0, 0, 255, 255]] * 40).repeat(20, axis=1)
+    image = noise_image(*labels.shape)
+    bare = overlay(image, labels, METADATA, opacity=0.0, names=False)
+    plain = overlay(image, labels, METADATA, opacity=1.0, names=False)
+    marked = overlay(image, labels, METADATA, opacity=1.0, names=False, ignored=True)
+    inside = ~is_class(labels, 3)
+    inside[:, :41] = False  # borders are lightened
+    assert np.array_equal(plain[inside], bare[inside])
+    assert np.array_equal(marked[inside], stripes(*labels.shape)[inside])
+    assert len(np.unique(marked[inside], axis=0)) == 2
+    assert np.array_equal(marked[:, :39], plain[:, :39])
+
+
+def test_legend_lists_ignored_pixels_only_where_they_are_marked(monkeypatch):
+    written = drawn_texts(monkeypatch)
+    legend(METADATA, 600, np.array([[0, 255]]))
+    legend(METADATA, 600, np.array([[0, 1]]), ignored=True)
+    assert "ignored" not in [text for _, text, _ in written]
+    legend(METADATA, 600, np.array([[0, 255, -1]]), ignored=True)
+    assert [text for _, text, _ in written][-2:] == ["sky", "ignored"]
+
+
+def test_dollar_signs_in_names_are_drawn_as_they_are():
+    metadata = Metadata(stuff_classes=["a $x_{ b$"], stuff_colors=COLORS[:1])
+    overlay(noise_image(330, 400), np.zeros((330, 400), int), metadata)

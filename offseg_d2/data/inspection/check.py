@@ -9,6 +9,7 @@ import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
+from ..image_io import DEFAULT_SETTINGS, ImageSettings
 from ..label_map import IGNORE_LABEL, classes_of, describe_label_map, label_lut_of, label_map_of
 from .faults import FAULTS, WARNINGS, Fault
 from .listing import Sample, find_duplicates, find_unused, list_samples
@@ -62,12 +63,15 @@ class DatasetReport:
         return not self.faults
 
 
-def check_datasets(names: Sequence[str], workers: int = 0) -> list[DatasetReport]:
+def check_datasets(
+    names: Sequence[str], workers: int = 0, settings: ImageSettings = DEFAULT_SETTINGS
+) -> list[DatasetReport]:
     """Check registered datasets, with a progress bar for each.
 
     Args:
         names: in Detectron2's catalogs. All of them are listed before the first file is read.
         workers: number of processes; 0 reads in this one.
+        settings: how the values of image files become colours.
 
     Returns:
         a report for each. Images with the same content are looked for across all of them.
@@ -83,19 +87,24 @@ def check_datasets(names: Sequence[str], workers: int = 0) -> list[DatasetReport
         raise ValueError(f"Datasets must be named once each, but are {', '.join(names)}.")
     listed = {name: list_samples(name) for name in names}
     contents: dict[bytes, str] = {}
-    return [_check(name, samples, workers, contents) for name, samples in listed.items()]
+    return [_check(name, samples, workers, settings, contents) for name, samples in listed.items()]
 
 
 def _check(
-    name: str, samples: list[Sample], workers: int, contents: dict[bytes, str]
+    name: str,
+    samples: list[Sample],
+    workers: int,
+    settings: ImageSettings,
+    contents: dict[bytes, str],
 ) -> DatasetReport:
     """Check one dataset; ``contents`` (digest -> image file) is shared by all, and added to."""
     metadata = MetadataCatalog.get(name)
     found = [*_check_definition(metadata), *find_duplicates(name, samples), *find_unused(samples)]
-    results = _check_files(metadata, samples, workers)
+    results = _check_files(metadata, samples, workers, settings)
     for sample, result in zip(samples, results, strict=True):
         found += result.faults
         found += _find_same_content(sample["file_name"], result.digest, contents)
+    found += _check_ranges(name, results, settings)
     classes = _count_classes(metadata, results)
     if classes.num_labels and classes.absent:
         shown = ", ".join(classes.absent[:_MAX_NAMES_SHOWN])
@@ -135,9 +144,11 @@ def _check_definition(metadata: Metadata) -> Iterator[Fault]:
         yield Fault("definition", metadata.name, text)
 
 
-def _check_files(metadata: Metadata, samples: list[Sample], workers: int) -> list[PairResult]:
+def _check_files(
+    metadata: Metadata, samples: list[Sample], workers: int, settings: ImageSettings
+) -> list[PairResult]:
     """Check all pairs; the results come in the order of the samples."""
-    function = functools.partial(check_pair, lut=label_lut_of(metadata))
+    function = functools.partial(check_pair, lut=label_lut_of(metadata), settings=settings)
     # Of each sample what the check reads: the rest need not pass through the pipes.
     keys = ("file_name", "sem_seg_file_name", "height", "width")
     tasks = [{key: sample[key] for key in keys if key in sample} for sample in samples]
@@ -154,6 +165,17 @@ def _replace_death(task: Sample, result: PairResult | WorkerDeath) -> PairResult
     text += f"ended two processes that read it: {result.reason}"
     fault = Fault("crash", task["file_name"], text)
     return PairResult((fault,), image_found=True, label_found=label is not None)
+
+
+def _check_ranges(
+    name: str, results: Sequence[PairResult], settings: ImageSettings
+) -> Iterator[Fault]:
+    """Compare the 16-bit values of all images with the settings."""
+    ranges = [result.value_range for result in results if result.value_range]
+    if ranges:
+        low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+        if text := settings.range_warning("It", low, high):
+            yield Fault("value_range", name, text.removeprefix("It ").rstrip("."))
 
 
 def _find_same_content(

@@ -33,6 +33,7 @@ WARNINGS = {
     "damaged": "images that decode, but with complaints",
     "mirrored": "images that EXIF turns within the same size: do their label maps fit?",
     "image_format": "images of an unusual format",
+    "value_range": "16-bit values that become too dark or too light",
     "same_content": "images with the same content",
     "unlisted": "files that the dataset does not use",
     "absent_class": "classes that never occur",

@@ -6,13 +6,14 @@ messages of the decoders' C libraries.
 """
 
 import contextlib
-import io
 import os
 import re
 import tempfile
 from collections.abc import Iterator
 
 from PIL import Image
+
+from ..image_io import TooManyPixelsError, open_with_pillow
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"  # an empty chunk, whose checksum is always the same
@@ -56,9 +57,9 @@ def checksum_error(encoded: bytes) -> str | None:
     if not encoded.startswith(_PNG_SIGNATURE):
         return None
     try:
-        with Image.open(io.BytesIO(encoded), formats=["PNG"]) as image:
+        with open_with_pillow(encoded, ["PNG"]) as image:
             image.verify()
-    except Image.DecompressionBombError:
+    except TooManyPixelsError:
         return None  # a matter of size
     except Image.UnidentifiedImageError:
         return "broken PNG file (header)"

@@ -4,12 +4,19 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from ..coco_labels import is_coco_label
-from ..image_io import DataFileError, open_with_pillow, read_bytes, read_image
+from ..image_io import (
+    DEFAULT_SETTINGS,
+    DataFileError,
+    EncodedImage,
+    ImageSettings,
+    UnsupportedImageError,
+    open_with_pillow,
+    read_bytes,
+)
 from ..label_map import IGNORE_LABEL, LabelLut, read_raw_labels
 from .faults import Fault
 from .integrity import checksum_error, decoder_complaints, truncation
@@ -29,6 +36,7 @@ class PairResult(NamedTuple):
     label_found: bool = False
     size: tuple[int, int] | None = None  # (height, width) of the image as it is read
     digest: bytes | None = None  # of the image file's content
+    value_range: tuple[int, int] | None = None  # of a 16-bit image
     id_counts: dict[int, int] | None = None  # raw label id -> pixels, of those that occur
 
 
@@ -48,32 +56,35 @@ class _Header(NamedTuple):
     orientation: int  # EXIF, 1 if there is none
 
 
-def check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
+def check_pair(
+    sample: dict[str, Any], lut: LabelLut, settings: ImageSettings = DEFAULT_SETTINGS
+) -> PairResult:
     """Read an image and its label map as training does, and strictly besides.
 
     Args:
         sample: of the dataset, with "file_name" and, unless it is for testing only,
             "sem_seg_file_name".
         lut: table of the dataset's label map.
+        settings: how the values of image files become colours.
 
     Returns:
         all that is wrong with the two; nothing is raised, whatever the files hold.
     """
     try:
-        return _check_pair(sample, lut)
+        return _check_pair(sample, lut, settings)
     except Exception as error:  # such as too little memory for an image of absurd size
         text = f"cannot be checked: {type(error).__name__}: {error}"
         return PairResult((Fault("crash", sample["file_name"], text),))
 
 
-def _check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
+def _check_pair(sample: dict[str, Any], lut: LabelLut, settings: ImageSettings) -> PairResult:
     faults: list[Fault] = []
     image, label = sample["file_name"], sample.get("sem_seg_file_name")
     result = PairResult(image_found=True, label_found=label is not None)
     header, raw = _Header("", "", 1), None
     try:
-        size, digest, header = _check_image(image, sample, faults)
-        result = result._replace(size=size, digest=digest)
+        size, digest, header, values = _check_image(image, sample, settings, faults)
+        result = result._replace(size=size, digest=digest, value_range=values)
     except _FileError as error:
         partner = f"; its label map is '{label}'" if label and error.kind == "missing_image" else ""
         faults.append(Fault(error.kind, image, f"{error}{partner}"))
@@ -94,15 +105,22 @@ def _check_pair(sample: dict[str, Any], lut: LabelLut) -> PairResult:
 
 
 def _check_image(
-    path: str, sample: dict[str, Any], faults: list[Fault]
-) -> tuple[tuple[int, int], bytes, _Header]:
-    """Return size, digest and header of a usable image; what is merely odd goes to ``faults``."""
+    path: str, sample: dict[str, Any], settings: ImageSettings, faults: list[Fault]
+) -> tuple[tuple[int, int], bytes, _Header, tuple[int, int] | None]:
+    """Return size, digest, header and range of 16-bit values of a usable image.
+
+    What is merely odd goes to ``faults``.
+    """
     encoded = _read_whole(path, "Image")
     header = _header_of(encoded)
     with decoder_complaints() as complaints:
         try:
-            height, width = read_image(path).shape[:2]
-        except (DataFileError, cv2.error):
+            image = EncodedImage(path, settings)
+            height, width = image.decode().shape[:2]
+        except UnsupportedImageError as error:
+            text = str(error).removeprefix(f"Image file '{path}' ").rstrip(".")
+            raise _FileError("unreadable", text) from None
+        except DataFileError:
             raise _undecodable(encoded, header) from None
     faults += [Fault("damaged", path, f"is decoded with '{text}'") for text in complaints[:1]]
     if header.mode not in _USUAL_IMAGE_MODES:
@@ -112,7 +130,8 @@ def _check_image(
     if recorded != (height, width):
         text = f"is {width}x{height}, but its dataset records {recorded[1]}x{recorded[0]}"
         faults.append(Fault("size", path, text))
-    return (height, width), hashlib.blake2b(encoded, digest_size=16).digest(), header
+    digest = hashlib.blake2b(encoded, digest_size=16).digest()
+    return (height, width), digest, header, image.value_range
 
 
 def _check_label(path: str, lut: LabelLut) -> np.ndarray:

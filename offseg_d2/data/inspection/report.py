@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tabulate import tabulate
 
+from offseg_d2.utils.fonts import fold, plot_with_names
+
 from .check import ClassStatistics, DatasetReport
 from .faults import FAULTS, WARNINGS, Fault
 
 _MAX_SIZES_SHOWN = 3
+_MAX_LINE = 40  # characters of a class name
 
 
 def format_report(report: DatasetReport, limit: int | None = None) -> str:
@@ -93,16 +96,22 @@ def format_json(reports: Sequence[DatasetReport]) -> str:
 
 def plot_classes(report: DatasetReport) -> bytes:
     """Draw the share of each class, the most frequent one on top, as a PNG file's content."""
+    with plot_with_names([*report.classes.names, report.name]):
+        return _plot_classes(report)
+
+
+def _plot_classes(report: DatasetReport) -> bytes:
     classes = report.classes
     chosen = np.argsort(-classes.pixels, kind="stable")[: np.count_nonzero(classes.pixels)]
     shares = classes.shares[chosen]
     lowest = 10.0 ** math.floor(math.log10(shares.min(initial=1e-2) / 2))
-    figure = Figure((9, 1.5 + 0.2 * len(chosen)), dpi=100, layout="constrained")
+    names = [fold(f"{classes.names[i]}  {i}", _MAX_LINE) for i in chosen]
+    lines = max((name.count("\n") + 1 for name in names), default=1)
+    figure = Figure((9, 1.5 + 0.2 * lines * len(chosen)), dpi=100, layout="constrained")
     axes = figure.subplots()
     colors = [np.array(classes.colors[i]) / 255 for i in chosen]
     bars = axes.barh(np.arange(len(chosen)), shares, color=colors, edgecolor="0.25", linewidth=0.5)
     axes.bar_label(bars, [f" {100 * share:.2g}%" for share in shares], fontsize=8)
-    names = [f"{classes.names[i]}  {i}" for i in chosen]
     axes.set_yticks(np.arange(len(chosen)), names, fontsize=8)
     axes.set_ylim(max(len(chosen), 1) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -111,7 +120,9 @@ def plot_classes(report: DatasetReport) -> bytes:
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
     labels = _count(classes.num_labels, "label map")
-    axes.set_title(f"{report.name[-50:]}: share of the labelled pixels of {labels}", fontsize=11)
+    axes.set_title(
+        fold(f"{report.name}: share of the labelled pixels of {labels}", 90), fontsize=11
+    )
     if classes.absent:
         absent = f"never ({len(classes.absent)}): {', '.join(classes.absent)}"
         axes.set_xlabel(textwrap.fill(absent, width=110), fontsize=8, color="crimson")
