@@ -50,9 +50,22 @@ def resized_cross_entropy(
     if tuple(logits.shape[-2:]) == tuple(size):
         cut = logits[..., :height, :width]
         return F.cross_entropy(cut, targets, ignore_index=ignore_index, reduction="sum")
+    if not logits.is_cpu:
+        return _few_kernels(logits, targets, size, ignore_index)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
         return _ResizedCrossEntropy.apply(logits, targets, size, ignore_index, with_gradient)
+
+
+def _few_kernels(
+    logits: Tensor, targets: Tensor, size: tuple[int, int], ignore_index: int
+) -> Tensor:
+    """The loss on devices where starting an operation costs more than a value in memory."""
+    height, width = targets.shape[-2:]
+    with torch.autocast(logits.device.type, enabled=False):
+        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        cut = resized[..., :height, :width]
+        return F.cross_entropy(cut, targets, ignore_index=ignore_index, reduction="sum")
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):
