@@ -198,7 +198,7 @@ def _add_solver_keys(cfg: CN) -> None:
     cfg.SOLVER.POLY_END_ITER = 0
     # Exponent of the poly schedule (1 is linear).
     cfg.SOLVER.POLY_LR_POWER = 1.0
-    # Iterations between two lines of progress in the log.
+    # Iterations between two lines of progress in the log. On a GPU losses are checked as often.
     cfg.SOLVER.LOG_PERIOD = 20
     # Batches whose gradients are averaged into one optimizer step.
     cfg.SOLVER.ACCUMULATION_STEPS = 1

@@ -192,7 +192,11 @@ def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     return DistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=False
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,  # the gradients are reduced where they lie
     )
 
 
