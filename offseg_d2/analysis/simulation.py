@@ -1,7 +1,7 @@
 """A step on a pretended GPU: which operations it starts, what they move, and when it would wait.
 
-Tensors are stand-ins (``FakeTensorMode``): they have a shape, a type and the device ``cuda``, but no
-values, so that no GPU is needed. An operation that has to know a value on the host is one that
+Tensors are stand-ins (``FakeTensorMode``): they have a shape, a type and the device ``cuda``, but
+no values, so that no GPU is needed. An operation that has to know a value on the host is one that
 waits for the device. :class:`DeviceLog` writes all of them down, or refuses the first.
 
 Counted is what PyTorch dispatches: an operation is one kernel, also where CUDA needs two. Views and
@@ -90,11 +90,11 @@ class DeviceLog(TorchDispatchMode):
         if not on_device and not written:
             return out
         self._look_for_copies(name, read, _tensors(out), args, kwargs)
-        if name not in _NO_KERNEL and not (func.is_view and _is_view(name)):
+        if name not in _NO_KERNEL and not func.is_view:
             tensors = max([len(a) for a in args if isinstance(a, list | tuple)] + [0])
             lists = name.startswith(("aten::_foreach", "aten::_fused", "aten::_amp"))
             self.cost.kernels[name] += math.ceil(tensors / _TENSORS_PER_KERNEL) if lists else 1
-            changed = [t for t in on_device] if lists and not written else written
+            changed = on_device if lists and not written else written
             self.cost.moved += sum(map(_size, on_device)) + sum(map(_size, changed))
         return out
 
@@ -121,10 +121,6 @@ class DeviceLog(TorchDispatchMode):
             raise WaitError(f"{name} waits for the device.")
 
 
-def _is_view(name: str) -> bool:
-    return name not in ("aten::_to_copy",)
-
-
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
@@ -143,7 +139,7 @@ def _made_up(name: str, args: Any) -> Any:
     if name == "aten::nonzero":
         return tensor.new_empty(tensor.numel(), tensor.ndim, dtype=torch.int64)
     if name == "aten::_local_scalar_dense":
-        return {torch.bool: True}.get(tensor.dtype, 1 if not tensor.dtype.is_floating_point else 1.0)
+        return 1.0 if tensor.dtype.is_floating_point else 1
     if name == "aten::equal":
         return False
     raise WaitError(f"{name} waits for the device.")

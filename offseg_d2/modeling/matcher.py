@@ -150,9 +150,7 @@ def assign_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
     device = costs[0].device
     flat = torch.cat([cost.double().flatten() for cost in costs]).cpu()
     parts = flat.split([cost.numel() for cost in costs])
-    pairs = [
-        assign(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)
-    ]
+    pairs = [assign(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
     # The only wait of a training step is the one above: this copy is small enough to be buffered.
     indices = torch.cat([index for pair in pairs for index in pair])
     indices = indices.to(device, non_blocking=True)

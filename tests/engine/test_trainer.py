@@ -265,7 +265,8 @@ def test_a_bad_loss_that_is_read_late_leaves_no_checkpoint_after_it(tmp_path, mo
     losses = TrainLoop._losses
 
     def bad(self, batch):
-        return {k: v * (float("nan") if self.iter == 1 else 1) for k, v in losses(self, batch).items()}
+        factor = float("nan") if self.iter == 1 else 1.0
+        return {name: factor * loss for name, loss in losses(self, batch).items()}
 
     monkeypatch.setattr(TrainLoop, "_losses", bad)
     monkeypatch.setattr(TrainLoop, "_reads_at_once", False)

@@ -80,18 +80,17 @@ def training_step(
             loop = TrainLoop(
                 model,
                 optimizer,
-                [batch, batch],
+                [batch],
                 device=CUDA,
                 amp_dtype=amp_dtype,
                 clip_gradients=build_gradient_clipper(cfg),
                 log_period=100,
             )
-            loop.start_iter, loop.max_iter = 0, 1000
-            loop.iter = 0
-            loop.run_step()  # allocates the optimizer's state
-            average.update()
+            loop.start_iter, loop.max_iter, loop.iter = 0, 1000, 1
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # allocates its state
         with pretended_device(mode, **log_options) as cost:
-            loop.iter = 1
             loop.run_step()
             average.update()
     return cost

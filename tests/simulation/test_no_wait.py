@@ -5,28 +5,20 @@ compared with a table, so that what makes a step more expensive is noticed.
 """
 
 import json
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from offseg_d2.analysis.simulation import Cost, WaitError, pretended_device
-from tests.common import offseg_config
 from tests.modeling.test_hosts import HOSTS, MASK_QUERY
+from tests.simulation.record import FULL_SIZE, SIZE, TABLE, config, full_config
 from tests.simulation.steps import fake_model, label_maps, training_step
 
-SIZE = (64, 96)
-TABLE = Path(__file__).with_name("costs.json")
 TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def config(host: str, classifier: str = "offset") -> Any:
-    return offseg_config(*HOSTS[host], "MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier, model=host)
-
-
 def check(name: str, cost: Cost) -> None:
-    """No more than 5 % above what is recorded."""
+    """No more than 5 % above what ``python -m tests.simulation.record`` has recorded."""
     recorded = json.loads(TABLE.read_text(encoding="utf-8"))[name]
     kernels = cost.kernels.total()
     assert kernels <= 1.05 * recorded["kernels"], (kernels, cost.kernels.most_common(12))
@@ -67,6 +59,16 @@ def test_every_host_classifier_and_precision(host, classifier, precision):
     training_step(cfg, SIZE, TYPES[precision], refuse=True, allowed=int(host == MASK_QUERY))
     for way in ("whole", "slide", "tta"):
         label_maps(cfg, SIZE, way, refuse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("host", HOSTS)
+def test_full_size(host):
+    cfg = full_config(host)
+    allowed = int(host == MASK_QUERY)
+    cost = training_step(cfg, FULL_SIZE, refuse=True, allowed=allowed)
+    check(f"{host} training step, full size", cost)
+    check(f"{host} label map, full size", label_maps(cfg, FULL_SIZE, refuse=True))
 
 
 def on_device(*shape: int) -> torch.Tensor:

@@ -210,7 +210,8 @@ def _merged_windows(windows: Iterator[Scores], grid: _WindowGrid, height: int) -
             total = _sum_of_rows(active, grid, first, end)
             if counts is None:
                 per_row = _counts(grid.tops, grid.height, height, total)
-                counts = torch.outer(per_row, _counts(grid.lefts, grid.width, total.shape[2], total))
+                per_column = _counts(grid.lefts, grid.width, grid.image_width, total)
+                counts = torch.outer(per_row, per_column)
             yield total.div_(counts[first:end])
         done = next_top
 

@@ -162,8 +162,8 @@ def resized_blocks(scores: ScoreBands, size: tuple[int, int]) -> Iterator[tuple[
             yield first, resample(block, rows.cut(0, len(rows), top), part.columns)
 
 
-# Asking a device for a value waits for it, and starting many small operations takes longer than they
-# do. So on a device all rows are worked on at once, and label maps take the classes in portions.
+# Asking a device for a value waits for it, and starting many small operations takes longer than
+# they do. So on a device all rows are worked on at once; label maps take the classes in portions.
 
 
 def _label_map_on_device(scores: ScoreBands, size: tuple[int, int]) -> Tensor:
