@@ -86,13 +86,13 @@ class MapScores(Scores):
         super().__init__(score_map.shape[0], size or resized)
         self._map, self._resized = score_map, resized
         self._whole: Tensor | None = None
-        if not score_map.is_cpu:
+        if not works_by_rows(score_map):
             return
         self._rows = _bilinear(score_map.shape[1], resized[0], score_map).cut(0, self.size[0])
         self._columns = _bilinear(score_map.shape[2], resized[1], score_map).cut(0, self.size[1])
 
     def rows(self, first: int, end: int) -> Tensor:
-        if not self._map.is_cpu:
+        if not works_by_rows(self._map):
             if self._whole is None:
                 self._whole = _resize(self._map, self._resized)
             return self._whole[:, first:end, : self.size[1]]
@@ -102,7 +102,7 @@ class MapScores(Scores):
         return resample(scores, part.cut(0, end - first, top), self._columns)
 
     def as_bands(self, size: tuple[int, int]) -> ScoreBands:
-        if not self._map.is_cpu:
+        if not works_by_rows(self._map):
             return ScoreBands(size, [self._map], resized=self._resized)
         rows, columns = self._rows.cut(0, size[0]), self._columns.cut(0, size[1])
         return ScoreBands(size, [self._map], rows, columns)
@@ -127,7 +127,7 @@ def label_map(scores: ScoreBands, size: tuple[int, int]) -> Tensor:
     bands = iter(scores.bands)
     first = next(bands)
     scores = replace(scores, bands=itertools.chain([first], bands))
-    if not first.is_cpu:
+    if not works_by_rows(first):
         return _label_map_on_device(scores, size)
     for part in _parts(scores, size):
         if labels is None:
@@ -150,7 +150,7 @@ def resized_blocks(scores: ScoreBands, size: tuple[int, int]) -> Iterator[tuple[
     bands = iter(scores.bands)
     band = next(bands)
     scores = replace(scores, bands=itertools.chain([band], bands))
-    if not band.is_cpu:
+    if not works_by_rows(band):
         yield 0, _resize(_whole_map(scores), size)
         return
     for part in _parts(scores, size):
@@ -160,6 +160,11 @@ def resized_blocks(scores: ScoreBands, size: tuple[int, int]) -> Iterator[tuple[
             top, bottom = rows.extent()
             block = part.scores[:, top:bottom].to(rows.weights.dtype)
             yield first, resample(block, rows.cut(0, len(rows), top), part.columns)
+
+
+def works_by_rows(scores: Tensor) -> bool:
+    """Whether the scores are worked on a few rows at a time, which stay in the processor's cache."""
+    return scores.is_cpu
 
 
 # Asking a device for a value waits for it, and starting many small operations takes longer than
