@@ -181,12 +181,27 @@ def pretended_device(mode: FakeTensorMode, **options: Any) -> Iterator[Cost]:
     log = DeviceLog(**options)
     with (
         mock.patch("torch.autograd.backward", _backward),
+        mock.patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),
         mode,
         log,
     ):
         yield log.cost
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+) -> Tensor:
+    """The form of CUDA; without a driver PyTorch would take the one of single operations."""
+    bias = attn_mask
+    if bias is not None:
+        if bias.dtype is torch.bool:
+            bias = query.new_zeros(bias.shape).masked_fill_(~bias, -math.inf)
+        bias = bias.expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, bias, torch.is_grad_enabled()
+    )[0]
 
 
 @torch.no_grad()

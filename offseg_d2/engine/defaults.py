@@ -73,6 +73,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     seed_all_rng(cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    torch.backends.cuda.matmul.allow_tf32 = cfg.SOLVER.TF32
     logger.info("Configuration:\n%s", cfg.dump())
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
     if comm.is_main_process() and not args.eval_only:

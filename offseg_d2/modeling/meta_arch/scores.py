@@ -163,7 +163,7 @@ def resized_blocks(scores: ScoreBands, size: tuple[int, int]) -> Iterator[tuple[
 
 
 def works_by_rows(scores: Tensor) -> bool:
-    """Whether the scores are worked on a few rows at a time, which stay in the processor's cache."""
+    """Whether to work on a few rows of scores at a time, which stay in the processor's cache."""
     return scores.is_cpu
 
 
