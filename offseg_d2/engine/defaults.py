@@ -78,6 +78,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     seed_all_rng(cfg.SEED + rank)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    torch.backends.cuda.matmul.allow_tf32 = cfg.SOLVER.TF32
     logger.info("Configuration:\n%s", cfg.dump(), extra=FILE_ONLY)
     logger.info("Configuration, environment and log: %s", cfg.OUTPUT_DIR)
     path = os.path.join(cfg.OUTPUT_DIR, "config.yaml")
@@ -198,7 +199,11 @@ def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     device_ids = [torch.cuda.current_device()] if device.type == "cuda" else None
     return DistributedDataParallel(
-        model, device_ids=device_ids, broadcast_buffers=False, find_unused_parameters=False
+        model,
+        device_ids=device_ids,
+        broadcast_buffers=False,
+        find_unused_parameters=False,
+        gradient_as_bucket_view=True,  # the gradients are reduced where they lie
     )
 
 

@@ -9,6 +9,7 @@ import logging
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class TrainLoop(TrainerBase):
         accumulation_steps: batches whose gradients are averaged into one optimizer step.
         clip_gradients: clips the gradients in place.
         seed: non-negative seed of the run.
+        log_period: on devices other than the CPU losses are read and checked once in as many
+            iterations, as reading waits for the device.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class TrainLoop(TrainerBase):
         accumulation_steps: int = 1,
         clip_gradients: GradientClipper | None = None,
         seed: int = 0,
+        log_period: int = 1,
     ) -> None:
         super().__init__()
         if accumulation_steps < 1:
@@ -74,6 +78,8 @@ class TrainLoop(TrainerBase):
         self.accumulation_steps = accumulation_steps
         self.clip_gradients = clip_gradients
         self.seed = seed
+        self.log_period = log_period
+        self._unread: list[_Step] = []
         # Half precision loses small gradients unless the loss is scaled up; bfloat16 does not.
         self.grad_scaler = torch.amp.GradScaler(
             device.type, enabled=amp_dtype is torch.float16 and device.type == "cuda"
@@ -120,7 +126,8 @@ class TrainLoop(TrainerBase):
         Raises:
             UnusedParameterError: if a parameter gets no gradient in the first iteration.
             FloatingPointError: if a loss or the gradient norm is NaN or infinite, naming the
-                iteration and the images; the weights are those of the iteration before.
+                iteration and the images. On the CPU the weights are those of the iteration before;
+                other devices may have gone on for up to ``log_period`` iterations.
         """
         assert self.model.training, "the model was left in evaluation mode"
         seed_iteration(self.seed, self.iter)
@@ -136,9 +143,14 @@ class TrainLoop(TrainerBase):
             losses.append(self._forward_backward(batches[-1], synchronise=is_last))
         if self.iter == self.start_iter:
             refuse_unused_parameters(self.model)
-        means = self._check_losses(losses, batches)
-        gradient_norm = self._update(batches)
-        self._write_metrics(means, data_time, gradient_norm)
+        step = self._step_of(losses, batches, data_time)
+        if self._reads_at_once:
+            self._check_losses(step)
+        step.gradient_norm = self._update(step)
+        self._unread.append(step)
+        is_last = self.iter == self.max_iter - 1
+        if self._reads_at_once or is_last or (self.iter + 1) % self.log_period == 0:
+            self.read_steps()
 
     def _next_batch(self) -> Batch:
         if self._batches is None:
@@ -169,10 +181,10 @@ class TrainLoop(TrainerBase):
                 f"one value per channel in a process, but do not ({error})."
             ) from None
 
-    def _check_losses(
-        self, losses: list[dict[str, Tensor]], batches: list[Batch]
-    ) -> dict[str, float]:
-        """Mean of each loss over the batches and processes.
+    def _step_of(
+        self, losses: list[dict[str, Tensor]], batches: list[Batch], data_time: float
+    ) -> "_Step":
+        """Mean of each loss over the batches and processes, on the device.
 
         One reduction serves the log and the check: a sum is finite only if all its terms are, so
         every process stops where one has a bad loss.
@@ -183,23 +195,61 @@ class TrainLoop(TrainerBase):
         if comm.get_world_size() > 1:
             torch.distributed.all_reduce(mean)
             mean /= comm.get_world_size()
-        means = dict(zip(names, mean.tolist(), strict=True))
-        if not all(np.isfinite(value) for value in means.values()):
-            self._refuse_losses(means, own, batches)
-        return means
+        files = [[_file_name(sample) for sample in batch] for batch in batches]
+        return _Step(self.iter, names, own, mean, files, data_time)
 
-    def _refuse_losses(self, means: dict[str, float], own: Tensor, batches: list[Batch]) -> None:
-        finite = own.isfinite().all(dim=1).tolist()
-        bad = [batch for batch, good in zip(batches, finite, strict=True) if not good]
-        shown = ", ".join(f"{name} {value:g}" for name, value in means.items())
+    @property
+    def _reads_at_once(self) -> bool:
+        """Whether values cost nothing to read; from another device it would have to wait."""
+        return self.device.type == "cpu"
+
+    def read_steps(self) -> None:
+        """Check and log the iterations since the last call: one copy from the device.
+
+        Raises:
+            FloatingPointError: if a loss or the gradient norm of one of them is not finite.
+        """
+        steps, self._unread = self._unread, []
+        if not steps:
+            return
+        rows = torch.stack([torch.cat([s.mean, s.gradient_norm.view(1).to(s.mean)]) for s in steps])
+        scale = self.grad_scaler.get_scale() if self.grad_scaler.is_enabled() else None
+        for step, (*means, norm) in zip(steps, rows.tolist(), strict=True):
+            self._check_losses(step, means)
+            self._check_norm(step, norm)
+            self._write_metrics(step, dict(zip(step.names, means, strict=True)), norm)
+        if scale is not None:
+            self.storage.put_scalar("grad_scale", scale)
+
+    def _check_losses(self, step: "_Step", means: list[float] | None = None) -> None:
+        means = step.mean.tolist() if means is None else means
+        if all(np.isfinite(value) for value in means):
+            return
+        finite = step.own.isfinite().all(dim=1).tolist()
+        bad = [files for files, good in zip(step.files, finite, strict=True) if not good]
+        shown = ", ".join(f"{n} {value:g}" for n, value in zip(step.names, means, strict=True))
         # Finite losses can have an infinite sum; then no batch is the bad one.
-        files = _files_of_all_processes(bad) or _files_of_all_processes(batches)
+        files = _of_all_processes(bad) or _of_all_processes(step.files)
         raise FloatingPointError(
-            f"The loss of iteration {self.iter} is not finite ({shown}); "
-            f"the weights were not updated. Images of the batch: {files}."
+            f"The loss of iteration {step.iteration} is not finite ({shown}); "
+            f"{self._consequence}. Images of the batch: {files}."
         )
 
-    def _update(self, batches: list[Batch]) -> float:
+    def _check_norm(self, step: "_Step", norm: float) -> None:
+        # Scaled gradients may overflow; the scaler then skips the step and lowers the scale.
+        if not np.isfinite(norm) and not self.grad_scaler.is_enabled():
+            raise FloatingPointError(
+                f"The gradient norm of iteration {step.iteration} is {norm}; {self._consequence}. "
+                f"Images of the batch: {_of_all_processes(step.files)}."
+            )
+
+    @property
+    def _consequence(self) -> str:
+        if self._reads_at_once:
+            return "the weights were not updated"
+        return "no checkpoint has been written since"
+
+    def _update(self, step: "_Step") -> Tensor:
         """Clip the gradients and step; returns their norm before clipping."""
         self.grad_scaler.unscale_(self.optimizer)
         parameters = [
@@ -209,29 +259,43 @@ class TrainLoop(TrainerBase):
             if parameter.grad is not None
         ]
         # Also without clipping: NaN gradients (of a finite loss) would ruin the weights for good.
-        norm = float(nn.utils.get_total_norm([parameter.grad for parameter in parameters]))
-        # Scaled gradients may overflow; the scaler then skips the step and lowers the scale.
-        if not np.isfinite(norm) and not self.grad_scaler.is_enabled():
-            raise FloatingPointError(
-                f"The gradient norm of iteration {self.iter} is {norm}; the weights were not "
-                f"updated. Images of the batch: {_files_of_all_processes(batches)}."
-            )
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+        if self._reads_at_once:
+            self._check_norm(step, float(norm))
         if self.clip_gradients is not None:
             self.clip_gradients(parameters)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
         return norm
 
-    def _write_metrics(
-        self, losses: Mapping[str, float], data_time: float, gradient_norm: float
-    ) -> None:
-        self.storage.put_scalar("data_time", data_time)
-        self.storage.put_scalar("total_loss", sum(losses.values()))
-        self.storage.put_scalars(**losses)
-        if np.isfinite(gradient_norm):
-            self.storage.put_scalar("gradient_norm", gradient_norm)
-        if self.grad_scaler.is_enabled():
-            self.storage.put_scalar("grad_scale", self.grad_scaler.get_scale())
+    def _write_metrics(self, step: "_Step", losses: Mapping[str, float], norm: float) -> None:
+        values = {"data_time": step.data_time, "total_loss": sum(losses.values()), **losses}
+        if np.isfinite(norm):
+            values["gradient_norm"] = norm
+        self.storage.put_scalars(cur_iter=step.iteration, **values)
+
+
+@dataclass
+class _Step:
+    """An iteration whose values are still on the device.
+
+    Attributes:
+        iteration: its number.
+        names: of the losses.
+        own: (batches, losses) of this process.
+        mean: (losses,) over all processes.
+        files: names of the files of each batch.
+        data_time: seconds that it waited for data.
+        gradient_norm: scalar.
+    """
+
+    iteration: int
+    names: list[str]
+    own: Tensor
+    mean: Tensor
+    files: list[list[str]]
+    data_time: float
+    gradient_norm: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 class UnusedParameterError(RuntimeError):
@@ -255,13 +319,13 @@ def refuse_unused_parameters(model: nn.Module) -> None:
         )
 
 
-def _files_of_all_processes(batches: list[Batch]) -> str:
-    """File names of the samples of every process, separated by commas; to be called by all."""
-    own = [
-        str(sample.get("file_name", "a sample without file name"))
-        for batch in batches
-        for sample in batch
-    ]
+def _file_name(sample: Mapping[str, Any]) -> str:
+    return str(sample.get("file_name", "a sample without file name"))
+
+
+def _of_all_processes(files: list[list[str]]) -> str:
+    """Names of files of every process, separated by commas; to be called by all."""
+    own = [name for batch in files for name in batch]
     return ", ".join(name for part in comm.all_gather(own) for name in part)
 
 

@@ -91,6 +91,7 @@ class Trainer(TrainLoop):
             accumulation_steps=cfg.SOLVER.ACCUMULATION_STEPS,
             clip_gradients=solver.build_gradient_clipper(cfg),
             seed=cfg.SEED,
+            log_period=cfg.SOLVER.LOG_PERIOD,
         )
         self.cfg = cfg
         self.scheduler = solver.build_lr_scheduler(cfg, optimizer)
@@ -263,6 +264,7 @@ class Trainer(TrainLoop):
         """Write ``OUTPUT_DIR/<name>.pth`` as the state after the current iteration."""
         if resumable and name == self._last_saved:
             return
+        self.read_steps()  # raises after a loss that is not finite
         iteration = min(self.iter, self.max_iter - 1)
         with self._averaged(not resumable):  # a signal may come in the middle of an evaluation
             self.checkpointer.save(

@@ -10,6 +10,7 @@ from offseg_d2.layers.ms_deform_attn import MSDeformAttn
 from offseg_d2.layers.norm_gelu_conv import norm_gelu_conv
 from offseg_d2.layers.point_sampling import (
     PointSource,
+    points_to_draw,
     sample_points,
     uncertain_points,
     uniform_points,
@@ -45,6 +46,7 @@ __all__ = [
     "map_resized_bands",
     "neighbour_similarity",
     "norm_gelu_conv",
+    "points_to_draw",
     "resample",
     "resized_cross_entropy",
     "sample_points",

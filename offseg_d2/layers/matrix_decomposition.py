@@ -78,7 +78,7 @@ class NMF2D(nn.Module):
             bases = self.injected_bases
             if bases is None:
                 bases = self.draw_bases(pixels.shape[0], pixels.device)
-            bases = bases.to(pixels).expand(pixels.shape[0], -1, -1)
+            bases = bases.to(pixels, non_blocking=True).expand(pixels.shape[0], -1, -1)
             steps = self.train_steps if self.training else self.eval_steps
             bases, coefficients = factorise(pixels, bases, steps)
             rebuilt = bases @ coefficients.mT  # (B, D, N)

@@ -41,7 +41,7 @@ def sample_levels(
         return sample_levels_by_grid(values, level_sizes, locations, weights)
     from torch_ms_deform_attn import ms_deform_attn
 
-    sizes = torch.tensor(level_sizes, device=values.device)  # (L, 2)
+    sizes = torch.tensor(level_sizes).to(values.device, non_blocking=True)  # (L, 2)
     areas = sizes.prod(dim=1)
     return ms_deform_attn(values, sizes, areas.cumsum(0) - areas, locations, weights)
 

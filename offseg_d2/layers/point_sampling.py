@@ -37,6 +37,15 @@ def sample_points(maps: Tensor, points: Tensor) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=False).squeeze(3)
 
 
+def points_to_draw(
+    masks: int, num_points: int, *, oversample_ratio: float, importance_ratio: float
+) -> list[tuple[int, int, int]]:
+    """Shapes that :func:`uncertain_points` draws, in this order; arguments as there."""
+    shapes = [(masks, int(oversample_ratio * num_points), 2)]
+    rest = num_points - int(importance_ratio * num_points)
+    return [*shapes, (masks, rest, 2)] if rest else shapes
+
+
 @torch.no_grad()
 def uncertain_points(
     mask_logits: Tensor,
@@ -63,11 +72,14 @@ def uncertain_points(
     """
     masks, device, dtype = len(mask_logits), mask_logits.device, mask_logits.dtype
     num_uncertain = int(importance_ratio * num_points)
-    drawn = draw((masks, int(oversample_ratio * num_points), 2), device).to(dtype)
+    shapes = points_to_draw(
+        masks, num_points, oversample_ratio=oversample_ratio, importance_ratio=importance_ratio
+    )
+    drawn = draw(shapes[0], device).to(dtype)
     uncertainty = -sample_points(mask_logits, drawn).squeeze(1).abs()  # (N, drawn)
     kept = uncertainty.topk(num_uncertain, dim=1).indices
     uncertain = drawn.gather(1, kept.unsqueeze(2).expand(-1, -1, 2))
-    if num_uncertain == num_points:
+    if len(shapes) == 1:
         return uncertain
-    rest = draw((masks, num_points - num_uncertain, 2), device).to(dtype)
+    rest = draw(shapes[1], device).to(dtype)
     return torch.cat([uncertain, rest], dim=1)

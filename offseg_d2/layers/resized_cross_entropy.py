@@ -56,11 +56,28 @@ def resized_cross_entropy(
     if tuple(logits.shape[-2:]) == tuple(size):
         cut = logits[..., :height, :width]
         return F.cross_entropy(cut, targets, weight, ignore_index=ignore_index, reduction="sum")
+    if not logits.is_cpu:
+        return _few_kernels(logits, targets, size, ignore_index, weight)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad
     with torch.autocast(logits.device.type, enabled=False):
         return _ResizedCrossEntropy.apply(
             logits, targets, size, ignore_index, weight, with_gradient
         )
+
+
+def _few_kernels(
+    logits: Tensor,
+    targets: Tensor,
+    size: tuple[int, int],
+    ignore_index: int,
+    weight: Tensor | None,
+) -> Tensor:
+    """The loss on devices where starting an operation costs more than a value in memory."""
+    height, width = targets.shape[-2:]
+    with torch.autocast(logits.device.type, enabled=False):
+        resized = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        cut = resized[..., :height, :width]
+        return F.cross_entropy(cut, targets, weight, ignore_index=ignore_index, reduction="sum")
 
 
 class _ResizedCrossEntropy(torch.autograd.Function):

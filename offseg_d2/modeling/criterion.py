@@ -9,6 +9,7 @@ P points.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,27 @@ from detectron2.config import CfgNode, configurable
 from detectron2.utils import comm
 from torch import Tensor, nn
 
-from offseg_d2.layers import PointSource, sample_points, uncertain_points, uniform_points
-from offseg_d2.modeling.matcher import HungarianMatcher
+from offseg_d2.layers import (
+    PointSource,
+    points_to_draw,
+    sample_points,
+    uncertain_points,
+    uniform_points,
+)
+from offseg_d2.modeling.matcher import HungarianMatcher, assign_all
 
 Matches = list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class _Prediction:
+    """One of the predictions that are compared with the targets."""
+
+    suffix: str  # of the names of its losses
+    logits: Tensor  # (B, Q, K + 1)
+    masks: Tensor  # (B, Q, h, w)
+    costs: list[Tensor]  # (Q, M) of each image
+    drawn: list[Tensor]  # random points for its mask losses
 
 
 class SetCriterion(nn.Module):
@@ -110,26 +128,48 @@ class SetCriterion(nn.Module):
         num_masks = mean_number_of_masks(targets, logits.shape[1])
         predictions = {f"_{i}": aux for i, aux in enumerate(outputs.get("aux_outputs") or [])}
         losses: dict[str, Tensor] = {}
+        prepared: list[_Prediction] = []
         # fp32: unscaled logits, and sums over thousands of points
         with torch.autocast(logits.device.type, enabled=False):
             for suffix, prediction in {**predictions, "": outputs}.items():
                 logits, masks = (prediction[k].to(dtype) for k in ("pred_logits", "pred_masks"))
-                own = self._losses_of_prediction(logits, masks, targets, num_masks)
+                prepared.append(self._prepare(suffix, logits, masks, targets))
+            # The costs of all predictions go to the host at once, the one time that it waits.
+            matches = iter(assign_all([cost for p in prepared for cost in p.costs]))
+            for prediction in prepared:
+                own_matches = [next(matches) for _ in targets]
+                own = self._losses_of_prediction(prediction, targets, own_matches, num_masks)
                 for name, loss in own.items():
-                    losses[f"loss_{name}{suffix}"] = self.weights[name] * loss
+                    losses[f"loss_{name}{prediction.suffix}"] = self.weights[name] * loss
         return losses
+
+    def _prepare(
+        self, suffix: str, logits: Tensor, masks: Tensor, targets: Sequence[Mapping[str, Tensor]]
+    ) -> "_Prediction":
+        """What comes before the matches are known; all random points of a prediction."""
+        outputs = {"pred_logits": logits, "pred_masks": masks}
+        costs = self.matcher.costs(outputs, targets, self.draw)
+        matched = sum(min(cost.shape) for cost in costs)
+        drawn: list[Tensor] = []
+        if matched:
+            shapes = points_to_draw(
+                matched,
+                self.num_points,
+                oversample_ratio=self.oversample_ratio,
+                importance_ratio=self.importance_sample_ratio,
+            )
+            drawn = [self.draw(shape, masks.device) for shape in shapes]
+        return _Prediction(suffix, logits, masks, costs, drawn)
 
     def _losses_of_prediction(
         self,
-        logits: Tensor,
-        masks: Tensor,
+        prediction: "_Prediction",
         targets: Sequence[Mapping[str, Tensor]],
-        num_masks: float,
+        matches: Matches,
+        num_masks: float | Tensor,
     ) -> dict[str, Tensor]:
-        outputs = {"pred_logits": logits, "pred_masks": masks}
-        matches = self.matcher(outputs, targets, self.draw)
-        loss_mask, loss_dice = self._mask_losses(masks, targets, matches, num_masks)
-        loss_ce = self._class_loss(logits, targets, matches)
+        loss_mask, loss_dice = self._mask_losses(prediction, targets, matches, num_masks)
+        loss_ce = self._class_loss(prediction.logits, targets, matches)
         return {"ce": loss_ce, "mask": loss_mask, "dice": loss_dice}
 
     def _class_loss(
@@ -145,12 +185,13 @@ class SetCriterion(nn.Module):
 
     def _mask_losses(
         self,
-        masks: Tensor,
+        prediction: "_Prediction",
         targets: Sequence[Mapping[str, Tensor]],
         matches: Matches,
-        num_masks: float,
+        num_masks: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Cross-entropy and dice loss of the matched masks, at points of each mask's own."""
+        masks, drawn = prediction.masks, iter(prediction.drawn)
         queries = [queries for queries, _ in matches]
         matched = torch.cat([m[q] for m, q in zip(masks, queries, strict=True)])  # (N, h, w)
         if len(matched) == 0:
@@ -162,7 +203,7 @@ class SetCriterion(nn.Module):
             self.num_points,
             oversample_ratio=self.oversample_ratio,
             importance_ratio=self.importance_sample_ratio,
-            draw=self.draw,
+            draw=lambda shape, device: next(drawn),
         )
         ours = sample_points(matched, points).squeeze(1)  # (N, P)
         with torch.no_grad():
@@ -190,7 +231,9 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return (1.0 - (overlap + 1.0) / (total + 1.0)).sum()
 
 
-def mean_number_of_masks(targets: Sequence[Mapping[str, Tensor]], num_queries: int) -> float:
+def mean_number_of_masks(
+    targets: Sequence[Mapping[str, Tensor]], num_queries: int
+) -> float | Tensor:
     """Matched masks of a batch, averaged over the processes; to be called by all of them.
 
     An image without masks counts as one, so the result is at least 1.
@@ -198,14 +241,17 @@ def mean_number_of_masks(targets: Sequence[Mapping[str, Tensor]], num_queries: i
     Args:
         targets: for each image "labels" (M,).
         num_queries: Q, which bounds the matched masks of an image.
+
+    Returns:
+        a number; of several processes a scalar on the device, not read by the host.
     """
     own = sum(max(min(len(target["labels"]), num_queries), 1) for target in targets)
     if comm.get_world_size() == 1:
         return float(max(own, 1))
     device = targets[0]["labels"].device
-    total = torch.tensor(float(own), device=device)
+    total = torch.full((), float(own), device=device)
     torch.distributed.all_reduce(total)
-    return max(float(total) / comm.get_world_size(), 1.0)
+    return (total / comm.get_world_size()).clamp(min=1.0)
 
 
 def _check(

@@ -92,19 +92,26 @@ class HungarianMatcher:
             for each image indices of queries and of masks, both (min(Q, M),) int64 on the device of
             the outputs, by ascending query.
         """
-        matches = []
+        return assign_all(self.costs(outputs, targets, draw))
+
+    @torch.no_grad()
+    def costs(
+        self,
+        outputs: Mapping[str, Tensor],
+        targets: Sequence[Mapping[str, Tensor]],
+        draw: PointSource = uniform_points,
+    ) -> list[Tensor]:
+        """Cost of each assignment in each image, (Q, M) each; arguments as of a call."""
+        costs = []
         for logits, pred_masks, target in zip(
             outputs["pred_logits"], outputs["pred_masks"], targets, strict=True
         ):
-            device = logits.device
             if len(target["labels"]) == 0:
-                none = torch.empty(0, dtype=torch.int64, device=device)
-                matches.append((none, none))
+                costs.append(logits.new_empty(len(logits), 0))
                 continue
-            points = draw((1, self.num_points, 2), device)
-            queries, masks = assign(self.cost(logits, pred_masks, target, points))
-            matches.append((queries.to(device), masks.to(device)))
-        return matches
+            points = draw((1, self.num_points, 2), logits.device)
+            costs.append(self.cost(logits, pred_masks, target, points))
+        return costs
 
     def cost(
         self, logits: Tensor, pred_masks: Tensor, target: Mapping[str, Tensor], points: Tensor
@@ -129,6 +136,26 @@ class HungarianMatcher:
                 + self.dice_weight * dice_cost(ours, theirs)
                 - self.class_weight * probabilities
             )
+
+
+def assign_all(costs: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """:func:`assign` for many costs, with one copy from their device and one to it.
+
+    Args:
+        costs: (Q, M) each, Q and M may differ; all on one device.
+
+    Returns:
+        for each the indices of rows and columns, on that device.
+    """
+    device = costs[0].device
+    flat = torch.cat([cost.double().flatten() for cost in costs]).cpu()
+    parts = flat.split([cost.numel() for cost in costs])
+    pairs = [assign(part.view(cost.shape)) for part, cost in zip(parts, costs, strict=True)]
+    # The only wait of a training step is the one above: this copy is small enough to be buffered.
+    indices = torch.cat([index for pair in pairs for index in pair])
+    indices = indices.to(device, non_blocking=True)
+    split = iter(indices.split([len(index) for pair in pairs for index in pair]))
+    return list(zip(split, split, strict=True))
 
 
 def assign(cost: Tensor) -> tuple[Tensor, Tensor]:

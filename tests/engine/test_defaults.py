@@ -104,6 +104,13 @@ def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_logger
     assert "Environment" in (tmp_path / "log.txt").read_text()
 
 
+def test_tf32_is_chosen_by_key(tmp_path, quiet_loggers):
+    for wanted in (True, False):
+        cfg = make_cfg("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "SOLVER.TF32", wanted)
+        setup_run(cfg, argparse.Namespace(eval_only=True))
+        assert torch.backends.cuda.matmul.allow_tf32 is wanted
+
+
 @pytest.mark.parametrize(
     ("world_size", "backend", "device", "refused"),
     [

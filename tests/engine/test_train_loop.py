@@ -172,3 +172,38 @@ def test_frozen_parameter_needs_no_gradient():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     TrainLoop(model, optimizer, [samples(1.0)], device=CPU).train(0, 1)
     assert model.weight.tolist() != [1.0] * 4
+
+
+@pytest.fixture
+def reads_late(monkeypatch):
+    """As on a device other than the CPU, where reading a value would wait for it."""
+    monkeypatch.setattr(TrainLoop, "_reads_at_once", False)
+
+
+def test_values_that_are_read_late_are_logged_for_their_own_iterations(reads_late):
+    loop = make_loop([samples(float(value)) for value in (1, 2, 3, 4)], log_period=3)
+    at_once = make_loop([samples(float(value)) for value in (1, 2, 3, 4)])
+    loop.train(0, 4)
+    at_once.train(0, 4)
+    for name in ("total_loss", "loss_a", "gradient_norm"):
+        values = loop.storage.history(name).values()
+        assert values == at_once.storage.history(name).values()
+        assert [iteration for _, iteration in values] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_loss_stops_the_run_at_the_next_reading_and_names_its_own_files(reads_late, bad):
+    batches = [samples(1.0), samples(2.0, bad), *[samples(float(i)) for i in range(9)]]
+    batches[1][1]["file_name"] = "bad.png"
+    loop = make_loop(batches, log_period=4)
+    with pytest.raises(FloatingPointError, match=r"iteration 1 .*no checkpoint.* 0.png, bad.png"):
+        loop.train(0, 10)
+    assert loop.iter == 3
+
+
+def test_bad_values_are_found_before_they_are_saved(reads_late):
+    loop = make_loop([samples(float("nan")), samples(1.0)], log_period=100)
+    loop.iter, loop.start_iter, loop.max_iter = 0, 0, 100
+    loop.run_step()
+    with pytest.raises(FloatingPointError, match="iteration 0"):
+        loop.read_steps()

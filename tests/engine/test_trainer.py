@@ -260,6 +260,22 @@ def test_failed_training_is_not_evaluated_and_saves_nothing_new(tmp_path, monkey
     assert trainer.last_results == {}
 
 
+def test_a_bad_loss_that_is_read_late_leaves_no_checkpoint_after_it(tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, "SOLVER.LOG_PERIOD", 100)
+    losses = TrainLoop._losses
+
+    def bad(self, batch):
+        factor = float("nan") if self.iter == 1 else 1.0
+        return {name: factor * loss for name, loss in losses(self, batch).items()}
+
+    monkeypatch.setattr(TrainLoop, "_losses", bad)
+    monkeypatch.setattr(TrainLoop, "_reads_at_once", False)
+    with pytest.raises(FloatingPointError, match="iteration 1 is not finite"):
+        trainer.train()
+    assert trainer.iter == 3  # where the first checkpoint is due
+    assert names_in(tmp_path) == set()
+
+
 # ---------------------------------------------------------------------- keys
 
 

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers import resized_cross_entropy
+from offseg_d2.layers.resized_cross_entropy import _few_kernels
 from tests.common import assert_close
 
 IGNORED = 255
@@ -133,3 +134,16 @@ def test_labels_larger_than_the_resized_logits_are_refused():
     logits, targets = case((1, 3, 2, 2), (9, 8))
     with pytest.raises(ValueError, match=r"`targets` must be at most \(8, 8\) pixels"):
         resized_cross_entropy(logits, targets, (8, 8), ignore_index=IGNORED)
+
+
+def test_the_form_for_other_devices_has_the_same_value_and_gradient():
+    logits = torch.randn(2, 5, 6, 9, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 5, (2, 20, 33))
+    targets[0, :9] = 255
+    results = []
+    for form in (resized_cross_entropy, _few_kernels):
+        size = {"size": (24, 36), "ignore_index": 255}
+        loss = form(logits, targets, **size)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        results.append((loss, gradient))
+    torch.testing.assert_close(*results)

@@ -240,7 +240,7 @@ def losses_of_process(rank: int, folder: Path) -> None:
         torch.manual_seed(rank)
         return {name: float(loss) for name, loss in make_criterion()(outputs, targets).items()}
 
-    report = {"losses": losses(), "num_masks": mean_number_of_masks(targets, QUERIES)}
+    report = {"losses": losses(), "num_masks": float(mean_number_of_masks(targets, QUERIES))}
     torch.distributed.destroy_process_group()
     report |= {"alone": losses(), "num_masks_alone": mean_number_of_masks(targets, QUERIES)}
     (folder / f"rank_{rank}.json").write_text(json.dumps(report))

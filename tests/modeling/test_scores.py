@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers import bilinear
+from offseg_d2.modeling.meta_arch import scores as scores_module
+from offseg_d2.modeling.meta_arch.evaluation_model import AugmentationSettings, AugmentedModel
 from offseg_d2.modeling.meta_arch.inference import InferenceSettings, predict, score_bands
 from offseg_d2.modeling.meta_arch.scores import (
     MapScores,
@@ -16,7 +18,8 @@ from offseg_d2.modeling.meta_arch.scores import (
     label_map,
     resized_blocks,
 )
-from tests.common import assert_close
+from tests.common import assert_close, build_offseg, random_batch, spread_weights
+from tests.modeling.mask_query import SMALL_MASK2FORMER
 
 SIZES = [(24, 36), (24, 100), (77, 50), (11, 9), (1, 1), (23, 36)]
 
@@ -178,3 +181,23 @@ def test_bilinear_of_a_map_at_full_size_is_recognised():
     assert bilinear(5, 5, dtype=torch.float32, device=torch.device("cpu")).is_identity
     full = torch.randn(4, 9, 9)
     assert MapScores(full, (9, 9)).rows(2, 5).data_ptr() == full[:, 2:].data_ptr()
+
+
+@pytest.mark.parametrize("mode", ["whole", "slide"])
+@pytest.mark.parametrize("host", ["segformer_b0", "mask2former_offseg_t"])
+def test_the_form_for_other_devices_gives_the_same_label_maps(host, mode, monkeypatch):
+    small = SMALL_MASK2FORMER if host.startswith("mask") else ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 5)
+    model = spread_weights(build_offseg(*small, model=host)).eval()
+    model.inference = InferenceSettings(mode, (40, 40), (30, 30))
+    augmented = AugmentedModel(model, AugmentationSettings((0.5, 1.0)))
+    batch = [sample | {"height": 50, "width": 81} for sample in random_batch([(64, 96), (33, 45)])]
+    expected = [model.predict_label_maps(batch), augmented(batch)]
+    monkeypatch.setattr(scores_module, "works_by_rows", lambda scores: False)
+    monkeypatch.setattr(scores_module, "DEVICE_BYTES", 4 * 2 * 64 * 96)  # two classes at a time
+    found = [model.predict_label_maps(batch), augmented(batch)]
+    for ours, theirs in zip(found, expected, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert one["sem_seg"].dtype == other["sem_seg"].dtype
+            different = (one["sem_seg"] != other["sem_seg"]).float().mean()
+            assert different < 1e-3  # ties within rounding
+            assert other["sem_seg"].unique().numel() > 1

@@ -9,6 +9,8 @@ from torch import Tensor
 
 def pad_to(tensor: Tensor, height: int, width: int, value: float = 0) -> Tensor:
     """Pad (..., h, w) on the right and bottom to (..., height, width)."""
+    if tuple(tensor.shape[-2:]) == (height, width):
+        return tensor
     return F.pad(tensor, [0, width - tensor.shape[-1], 0, height - tensor.shape[-2]], value=value)
 
 

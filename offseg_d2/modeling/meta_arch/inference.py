@@ -199,8 +199,7 @@ def _merged_windows(windows: Iterator[Scores], grid: _WindowGrid, height: int) -
     a window), and of these only what the network has computed.
     """
     active: list[tuple[int, int, Scores]] = []
-    per_row = _counts(grid.tops, grid.height, height)
-    per_column = _counts(grid.lefts, grid.width, grid.image_width)
+    counts: Tensor | None = None
     done = 0
     for top, next_top in zip(grid.tops, [*grid.tops[1:], height], strict=True):
         active = [window for window in active if window[0] + grid.height > done]
@@ -209,14 +208,17 @@ def _merged_windows(windows: Iterator[Scores], grid: _WindowGrid, height: int) -
         for first in range(done, min(next_top, height), step):
             end = min(first + step, next_top, height)
             total = _sum_of_rows(active, grid, first, end)
-            count = torch.outer(per_row[first:end], per_column)
-            yield total.div_(count.to(total))
+            if counts is None:
+                per_row = _counts(grid.tops, grid.height, height, total)
+                per_column = _counts(grid.lefts, grid.width, grid.image_width, total)
+                counts = torch.outer(per_row, per_column)
+            yield total.div_(counts[first:end])
         done = next_top
 
 
-def _counts(origins: list[int], window: int, length: int) -> Tensor:
+def _counts(origins: list[int], window: int, length: int, like: Tensor) -> Tensor:
     """Number of windows over each position of one axis."""
-    counts = torch.zeros(length)
+    counts = like.new_zeros(length)
     for origin in origins:
         counts[origin : origin + window] += 1
     return counts

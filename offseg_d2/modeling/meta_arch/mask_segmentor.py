@@ -114,11 +114,11 @@ class MaskSegmentor(Segmentor):
         targets = []
         for sample in batched_inputs:
             instances = sample["instances"]
-            masks = instances.gt_masks.to(self.device)
+            masks = self.to_device(instances.gt_masks)
             # Padding belongs to no mask: it counts as background of each.
             targets.append(
                 {
-                    "labels": instances.gt_classes.to(self.device),
+                    "labels": self.to_device(instances.gt_classes),
                     "masks": pad_to(masks, height, width),
                 }
             )

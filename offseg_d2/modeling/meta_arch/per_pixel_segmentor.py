@@ -65,7 +65,7 @@ class PerPixelSegmentor(Segmentor):
         height, width = common_size(images, self.train_size, 1)
         batch = torch.stack([pad_to(x, height, width) for x in images])
         ignore = self.sem_seg_head.ignore_value
-        labels = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        labels = [self.to_device(x["sem_seg"]) for x in batched_inputs]
         targets = torch.stack([pad_to(x, height, width, ignore) for x in labels])
         logits, resized = self._forward_logits(batch)
         return self.sem_seg_head.losses(logits, targets.long(), resized)

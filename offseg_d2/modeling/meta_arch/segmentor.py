@@ -134,7 +134,7 @@ class Segmentor(nn.Module, ABC):
             ``{"sem_seg": (K, height, width) scores}`` per image. The images of a batch do not
             influence each other, whatever their sizes.
         """
-        images = [self.normalise(x["image"]) for x in batched_inputs]
+        images = self._normalised(batched_inputs)
         if self.training:
             return self.losses(images, batched_inputs)
         results: list[dict[str, Tensor]] = [{} for _ in images]
@@ -171,7 +171,7 @@ class Segmentor(nn.Module, ABC):
         Yields:
             index of an image and its scores, to be read before the next are asked for.
         """
-        images = [self.normalise(x["image"]) for x in batched_inputs]
+        images = self._normalised(batched_inputs)
         # Offsets see every pixel of their input, so images are never padded to a common size.
         for same_size in group_by_size(images):
             batch = torch.stack([images[i] for i in same_size])
@@ -203,8 +203,19 @@ class Segmentor(nn.Module, ABC):
         """(K, h, w) scores -> class probabilities, which test-time augmentation averages."""
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(3, H, W) in 0..255 -> (3, H, W), zero mean and unit variance, on the model's device."""
-        return (image.to(self.device, self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
+        """(..., 3, H, W) in 0..255 -> zero mean and unit variance, on the model's device."""
+        values = self.to_device(image).to(self.pixel_mean.dtype)
+        return (values - self.pixel_mean) / self.pixel_std
+
+    def to_device(self, values: Tensor) -> Tensor:
+        """Copy in the type that it has; from pinned memory without waiting for the device."""
+        return values.to(self.device, non_blocking=True)
+
+    def _normalised(self, samples: list[dict[str, Any]]) -> list[Tensor]:
+        images = [self.to_device(sample["image"]) for sample in samples]
+        if self.device.type != "cpu" and len(group_by_size(images)) == 1:  # few operations
+            return list(self.normalise(torch.stack(images)).unbind())
+        return [self.normalise(image) for image in images]
 
     def _padded(self, images: Tensor) -> Tensor:
         """Zero-pad (right, bottom) to what the backbone needs; the result is cut off again.

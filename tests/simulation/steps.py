@@ -1,0 +1,113 @@
+"""Training steps and predictions on a pretended GPU."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from offseg_d2.analysis.simulation import Cost, pretend, pretended_device
+from offseg_d2.engine import TrainLoop
+from offseg_d2.engine.ema import WeightAverage
+from offseg_d2.modeling.meta_arch.evaluation_model import AugmentationSettings, AugmentedModel
+from offseg_d2.modeling.meta_arch.inference import InferenceSettings
+from offseg_d2.solver import build_gradient_clipper, build_optimizer
+
+CUDA = torch.device("cuda")
+MASKS = 3  # of an image
+
+
+def fake_model(cfg: CfgNode) -> tuple[nn.Module, FakeTensorMode]:
+    """A model on the pretended device, and the mode that its stand-ins come from."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    return pretend(build_model(cfg), mode), mode
+
+
+def fake_sample(height: int, width: int) -> dict[str, Any]:
+    """A sample in memory of the host, as a loader gives it."""
+    instances = Instances((height, width))
+    instances.gt_classes = torch.zeros(MASKS, dtype=torch.int64)
+    instances.gt_masks = torch.zeros(MASKS, height, width, dtype=torch.bool)
+    return {
+        "image": torch.zeros(3, height, width, dtype=torch.uint8),
+        "sem_seg": torch.zeros(height, width, dtype=torch.uint8),
+        "instances": instances,
+    }
+
+
+@contextmanager
+def work_of_the_host() -> Iterator[None]:
+    """What the host computes from values, which stand-ins have not got."""
+
+    def assign(cost: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.arange(min(cost.shape)), torch.arange(min(cost.shape))
+
+    def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+        return image.new_empty(3, *size)
+
+    with (
+        mock.patch("offseg_d2.modeling.matcher.assign", assign),
+        mock.patch("offseg_d2.modeling.meta_arch.evaluation_model._resize", resize),
+    ):
+        yield
+
+
+def training_step(
+    cfg: CfgNode,
+    size: tuple[int, int],
+    amp_dtype: torch.dtype | None = None,
+    *,
+    clip: bool = True,
+    **log_options: Any,
+) -> Cost:
+    """One iteration of the trainer's loop between two readings of the log: batch to average."""
+    model, mode = fake_model(cfg)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
+    optimizer = build_optimizer(cfg, model.train())
+    with work_of_the_host(), EventStorage(), mock.patch("torch.cuda.manual_seed_all"):
+        with pretended_device(mode):
+            average = WeightAverage(model, 0.999)
+            batch = [fake_sample(*size), fake_sample(*size)]
+            loop = TrainLoop(
+                model,
+                optimizer,
+                [batch],
+                device=CUDA,
+                amp_dtype=amp_dtype,
+                clip_gradients=build_gradient_clipper(cfg),
+                log_period=100,
+            )
+            loop.start_iter, loop.max_iter, loop.iter = 0, 1000, 1
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()  # allocates its state
+        with pretended_device(mode, **log_options) as cost:
+            loop.run_step()
+            average.update()
+    return cost
+
+
+def label_maps(cfg: CfgNode, size: tuple[int, int], way: str = "whole", **options: Any) -> Cost:
+    """One image's label map: "whole", by sliding window ("slide") or augmented ("tta")."""
+    model, mode = fake_model(cfg)
+    model.eval()
+    if way == "slide":
+        crop = tuple(max(32, length // 2) for length in size)
+        stride = tuple(length * 3 // 4 for length in crop)
+        model.inference = InferenceSettings("slide", crop, stride)
+    predict: Callable[..., Any] = model.predict_label_maps
+    if way == "tta":
+        predict = AugmentedModel(model, AugmentationSettings((0.5, 1.0)))
+    with work_of_the_host(), torch.no_grad(), pretended_device(mode, **options) as cost:
+        sample = fake_sample(*size) | {"height": size[0] + 5, "width": size[1] + 7}
+        predict([sample])
+    return cost
