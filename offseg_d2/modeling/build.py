@@ -8,12 +8,17 @@ from detectron2.modeling import build_model as build_meta_architecture
 from torch import nn
 
 from offseg_d2.config import ConfigError
+from offseg_d2.layers.kernels import enable_kernels
 
 logger = logging.getLogger(__name__)
 
 
 def build_model(cfg: CfgNode) -> nn.Module:
-    """Build the model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``, with initial weights."""
+    """Build the model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``, with initial weights.
+
+    ``MODEL.TRITON_KERNELS`` holds for the whole process: for all models from now on.
+    """
+    enable_kernels(cfg.MODEL.TRITON_KERNELS)
     model = build_meta_architecture(cfg)
     values = sum(parameter.numel() for parameter in model.parameters())
     logger.info("Model %s with %d parameters", cfg.MODEL.META_ARCHITECTURE, values)
