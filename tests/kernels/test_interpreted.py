@@ -15,3 +15,21 @@ pytestmark = pytest.mark.skipif(
 def test_carafe(check):
     error = run("checks_carafe")[check]
     assert not error, error
+
+
+@pytest.mark.parametrize("check", names("checks_cross_entropy"))
+def test_cross_entropy_of_resized_logits(check):
+    error = run("checks_cross_entropy")[check]
+    assert not error, error
+
+
+@pytest.mark.parametrize("check", names("checks_similarity"))
+def test_similarity(check):
+    error = run("checks_similarity")[check]
+    assert not error, error
+
+
+@pytest.mark.parametrize("check", names("checks_argmax"))
+def test_argmax_of_resized_scores(check):
+    error = run("checks_argmax")[check]
+    assert not error, error
