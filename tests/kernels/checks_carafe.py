@@ -36,22 +36,21 @@ def compare(features, kernels, grad, *sizes, tolerance=2e-6) -> list[Tensor]:
 
 def check_values_and_gradients_of_all_sizes():
     for kernel_size, scale, size in [
-        (3, 1, (2, 3, 5, 7)),
-        (5, 1, (1, 9, 3, 4)),
-        (3, 2, (1, 4, 1, 3)),
-        (5, 2, (2, 5, 4, 5)),
-        (3, 3, (1, 2, 3, 2)),
-        (7, 1, (1, 2, 3, 2)),
-        (1, 1, (1, 2, 2, 2)),
-        (3, 1, (1, 2, 11, 13)),  # more pixels than a program has
+        (3, 1, (2, 3, 3, 4)),
+        (5, 1, (1, 2, 3, 4)),
+        (3, 2, (1, 2, 1, 2)),
+        (5, 2, (1, 9, 2, 3)),  # more channels than a program has
+        (7, 1, (1, 1, 2, 2)),
+        (1, 3, (1, 2, 2, 2)),
+        (3, 1, (1, 1, 11, 13)),  # more pixels than a program has
     ]:
         compare(*inputs(size, kernel_size, scale), kernel_size, scale)
 
 
 def check_memory_layout_does_not_matter():
-    features, kernels, grad = inputs((2, 5, 4, 6), 3, 2)
+    features, kernels, grad = inputs((2, 3, 2, 3), 3, 2)
     plain = compare(features, kernels, grad, 3, 2)
-    wide = torch.randn(2, 5, 8, 7)
+    wide = torch.randn(2, 3, 4, 4)
     wide[:, :, ::2, 1:] = features.detach()
     channels_last = [
         x.detach().contiguous(memory_format=torch.channels_last) for x in (features, kernels, grad)
@@ -65,8 +64,8 @@ def check_memory_layout_does_not_matter():
 
 def check_half_precision_is_summed_in_float32():
     for dtype in (torch.float16, torch.bfloat16):
-        features, kernels, grad = inputs((1, 40, 3, 4), 3, 2, dtype)
-        ours = compare(features, kernels, grad, 3, 2, tolerance=torch.finfo(dtype).eps)
+        features, kernels, grad = inputs((1, 24, 2, 3), 3, 1, dtype)
+        ours = compare(features, kernels, grad, 3, 1, tolerance=torch.finfo(dtype).eps)
         assert all(x.dtype == dtype for x in ours)
 
 
