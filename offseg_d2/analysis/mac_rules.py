@@ -31,6 +31,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import sdpa_flop_count
 
+import offseg_d2.layers  # noqa: F401 (registers its operators)
+
 CONVOLUTION = "convolution"
 CONVOLUTION_BIAS = "convolution bias"
 MATRIX = "matrix product"
@@ -125,6 +127,22 @@ def _convolution_bias(*args: Any, out_shape: torch.Size, **kwargs: Any) -> int:
     return 0 if args[first_list - 1] is None else 2 * prod(out_shape)
 
 
+def _carafe(
+    features: torch.Size, kernels: torch.Size, *args: Any, out_shape: torch.Size, **kwargs: Any
+) -> int:
+    return 2 * prod(out_shape) * kernels[1]
+
+
+def _similarity(
+    features: torch.Size, distance: int, *args: Any, out_shape: Any, **kwargs: Any
+) -> int:
+    """As the PyTorch form: the squares of a norm, four directions over enlarged areas."""
+    batch, channels, height, width = features
+    row, rows = height * (width + distance), (height + distance) * width
+    diagonals = 2 * (height + distance) * (width + distance)
+    return 2 * batch * channels * (height * width + row + rows + diagonals)
+
+
 def _operators(*names: str) -> list[Any]:
     """The operators of these names, in place as well; a build may lack those of a library."""
     found = []
@@ -142,6 +160,8 @@ _TABLE: list[tuple[str, Formula, list[Any]]] = [
     (MATRIX, _packed_linear, _operators("mkldnn._linear_pointwise", "mkl._mkl_linear")),
     (MATRIX, _attention, _operators("_scaled_dot_product_flash_attention_for_cpu")),
     (ELEMENTWISE, _per_value(1), _operators("mul", "addcmul", "lerp")),
+    (ELEMENTWISE, _carafe, _operators("offseg_d2.carafe")),
+    (ELEMENTWISE, _similarity, _operators("offseg_d2.neighbour_similarity")),
     (ELEMENTWISE, _vector_norm, _operators("linalg_vector_norm")),
     (ELEMENTWISE, _power, _operators("pow")),
     (NORM, _batch_norm, _operators("native_batch_norm", "cudnn_batch_norm")),

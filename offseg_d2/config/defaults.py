@@ -104,6 +104,9 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     # Compile backbone and head with torch.compile; needs a C++ compiler, on CUDA also triton.
     cfg.MODEL.COMPILE = False
+    # Run CARAFE, FreqFusion's similarity and the per-pixel loss as Triton kernels on NVIDIA GPUs of
+    # compute capability 8.0 or newer, if Triton is installed; False runs PyTorch's operations.
+    cfg.MODEL.TRITON_KERNELS = True
 
     cfg.MODEL.EFFICIENTFORMER_V2 = CN()
     # "s0", "s1", "s2" or "l".

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers.first_derivative import first_derivative_only
+from offseg_d2.layers.kernels import carafe_kernel, kernels_apply
 
 _CPU_CHUNK = 2**19  # output values that are worked on at once
 
@@ -48,6 +49,8 @@ def carafe(features: Tensor, kernels: Tensor, kernel_size: int, scale: int = 1) 
         raise ValueError(f"`kernel_size` must be odd, but is {kernel_size}.")
     if tuple(kernels.shape) != expected:
         raise ValueError(f"`kernels` must have shape {expected}, but has {tuple(kernels.shape)}.")
+    if kernels_apply(features, kernels):
+        return carafe_kernel(features, kernels, kernel_size, scale)
     # Under autocast the two may differ; 25 products are summed, so the wider type it is.
     dtype = torch.promote_types(features.dtype, kernels.dtype)
     out_dtype = features.dtype

@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offseg_d2.layers.carafe import carafe
+from offseg_d2.layers.kernels import kernels_apply, similarity_kernel
 
 LOW_PASS_SIZE = 5
 HIGH_PASS_SIZE = 3
 SAMPLER_GROUPS = 4
 SIMILARITY_DILATION = 2
+SMALLEST_NORM = 1e-8
 
 
 class FreqFusion(nn.Module):
@@ -164,7 +166,11 @@ def neighbour_similarity(features: Tensor, dilation: int = SIMILARITY_DILATION) 
     Returns:
         (B, 8, H, W), neighbours in row-major order without the centre; 0 outside the map.
     """
-    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(1e-8)
+    if kernels_apply(features):
+        autocast = torch.is_autocast_enabled(features.device.type)
+        similarity, _ = similarity_kernel(features, dilation, SMALLEST_NORM)
+        return similarity if autocast else similarity.to(features.dtype)
+    norm = torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp_min(SMALLEST_NORM)
     unit = features / norm
     height, width = features.shape[-2:]
     d = dilation

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers.first_derivative import first_derivative_only
+from offseg_d2.layers.kernels import cross_entropy_of_pixels, kernels_apply
 from offseg_d2.layers.resampling import bilinear
 
 # Resized logits that exist at once: on a CPU they should stay in the cache.
@@ -48,7 +49,7 @@ def resized_cross_entropy(
 
     Raises:
         ValueError: if the targets are larger than ``size``.
-        IndexError: if a target is no class id.
+        IndexError: if a target is no class id; on a GPU the loss is NaN or CUDA reports it.
     """
     height, width = targets.shape[-2:]
     if height > size[0] or width > size[1]:
@@ -56,6 +57,9 @@ def resized_cross_entropy(
     if tuple(logits.shape[-2:]) == tuple(size):
         cut = logits[..., :height, :width]
         return F.cross_entropy(cut, targets, weight, ignore_index=ignore_index, reduction="sum")
+    if weight is None and kernels_apply(logits):
+        loss, _ = cross_entropy_of_pixels(logits, targets, *size, ignore_index)
+        return loss.sum()
     if not logits.is_cpu:
         return _few_kernels(logits, targets, size, ignore_index, weight)
     with_gradient = torch.is_grad_enabled() and logits.requires_grad

@@ -8,6 +8,7 @@ from detectron2.modeling import build_model as build_meta_architecture
 from torch import nn
 
 from offseg_d2.config import ConfigError
+from offseg_d2.layers.kernels import enable_kernels
 from offseg_d2.modeling.backbone.freezing import check_freeze_at
 
 logger = logging.getLogger(__name__)
@@ -16,10 +17,13 @@ logger = logging.getLogger(__name__)
 def build_model(cfg: CfgNode) -> nn.Module:
     """Build the model of ``MODEL.META_ARCHITECTURE`` on ``MODEL.DEVICE``, with initial weights.
 
+    ``MODEL.TRITON_KERNELS`` holds for the whole process: for all models from now on.
+
     Raises:
         ValueError: if a key has an impossible value, or one that the backbone does not look at.
     """
     check_freeze_at(cfg.MODEL.BACKBONE.FREEZE_AT)
+    enable_kernels(cfg.MODEL.TRITON_KERNELS)
     model = build_meta_architecture(cfg)
     backbone = getattr(model, "backbone", model)
     if cfg.MODEL.BACKBONE.FREEZE_AT and all(p.requires_grad for p in backbone.parameters()):

@@ -23,6 +23,7 @@ from offseg_d2.analysis.mac_rules import (
 from offseg_d2.config import load_config
 from offseg_d2.deploy.packed import PackedConv2d
 from offseg_d2.layers import FreqFusion, carafe
+from offseg_d2.layers.kernels import choice
 from offseg_d2.modeling import OffsetLearning
 from tests.common import ROOT, SMALL_OFFSEG, build_offseg
 
@@ -133,6 +134,14 @@ def test_carafe_counts_one_for_each_tap_and_output_value(scale):
     kernels = torch.zeros(2, 25, 6 * scale, 8 * scale)
     macs = kinds_of(Call(lambda f, k: carafe(f, k, 5, scale)), features, kernels)
     assert macs == {ELEMENTWISE: 25 * 2 * 4 * 48 * scale**2}
+
+
+def test_triton_kernels_count_as_the_pytorch_forms(monkeypatch):
+    module, inputs = FreqFusion(16, 16), (torch.rand(2, 16, 12, 16), torch.rand(2, 16, 6, 8))
+    expected = kinds_of(module, *inputs)
+    monkeypatch.setattr(choice, "_DEVICE_TYPES", {"cpu"})  # what runs on a GPU, but fake
+    monkeypatch.setattr(choice, "_AVAILABLE", True)
+    assert kinds_of(module, *inputs) == expected
 
 
 def test_functions_with_a_backward_of_their_own_are_seen_into():
