@@ -201,3 +201,38 @@ def test_the_form_for_other_devices_gives_the_same_label_maps(host, mode, monkey
             different = (one["sem_seg"] != other["sem_seg"]).float().mean()
             assert different < 1e-3  # ties within rounding
             assert other["sem_seg"].unique().numel() > 1
+
+
+def reference_argmax(scores, height, width, rows, columns, dtype):
+    """What the kernel computes, in PyTorch."""
+    resized = F.interpolate(scores, (height, width), mode="bilinear")
+    return resized.argmax(1)[:, :rows, :columns].to(dtype)
+
+
+# Size of the map's resize or None, what counts of it, size of the result, whether by the kernel.
+RESIZES = {
+    "none before": (None, (9, 12), (20, 31), True),
+    "none at all": (None, (9, 12), (9, 12), True),
+    "cut": ((36, 48), (33, 47), (33, 47), True),
+    "cut, then again": ((36, 48), (33, 47), (50, 60), False),
+    "twice": ((36, 48), (36, 48), (50, 60), False),
+}
+
+
+@pytest.mark.parametrize("case", RESIZES)
+def test_scores_that_are_resized_once_go_to_the_kernel(case, monkeypatch):
+    resized, counted, size, by_kernel = RESIZES[case]
+    calls = []
+
+    def argmax(*args):
+        calls.append(args)
+        return reference_argmax(*args)
+
+    monkeypatch.setattr(scores_module, "works_by_rows", lambda scores: False)
+    bands = ScoreBands(counted, [torch.randn(5, 9, 12)], resized=resized)
+    expected = label_map(bands, size)
+    monkeypatch.setattr(scores_module, "kernels_apply", lambda scores: True)
+    monkeypatch.setattr(scores_module, "argmax_kernel", argmax)
+    found = label_map(bands, size)
+    assert torch.equal(found, expected) and found.dtype == torch.uint8
+    assert len(calls) == by_kernel

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offseg_d2.layers import Resampling, bilinear, interpolated_argmax, label_dtype, resample
+from offseg_d2.layers.kernels import argmax_kernel, kernels_apply
 
 BAND_BYTES = 16 << 20  # scores that are computed at once
 DEVICE_BYTES = 256 << 20  # the same on devices other than the CPU
@@ -176,6 +177,10 @@ def _label_map_on_device(scores: ScoreBands, size: tuple[int, int]) -> Tensor:
     if scores.resized is None:
         scores = replace(scores, bands=[_whole_map(scores)])
     (score_map,) = scores.bands
+    dtype = label_dtype(len(score_map))
+    is_resized_once = scores.resized is None or tuple(scores.size) == tuple(size)
+    if is_resized_once and kernels_apply(score_map):
+        return argmax_kernel(score_map[None], *(scores.resized or size), *size, dtype)[0]
     largest = max(size[0] * size[1], math.prod(scores.resized or scores.size))
     step = max(DEVICE_BYTES // (4 * largest), 1)
     best: Tensor | None = None
@@ -187,7 +192,7 @@ def _label_map_on_device(scores: ScoreBands, size: tuple[int, int]) -> Tensor:
         else:
             labels = torch.where(found > best, ids + first, labels)
             best = torch.maximum(found, best)
-    return labels.to(label_dtype(len(score_map)))
+    return labels.to(dtype)
 
 
 def _whole_map(scores: ScoreBands) -> Tensor:
