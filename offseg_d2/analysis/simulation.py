@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -181,6 +182,8 @@ def pretended_device(mode: FakeTensorMode, **options: Any) -> Iterator[Cost]:
     log = DeviceLog(**options)
     with (
         mock.patch("torch.autograd.backward", _backward),
+        # Lists of stand-ins, too, are taken by one operation.
+        mock.patch("torch.utils._foreach_utils._foreach_supported_types", [Tensor, FakeTensor]),
         mock.patch("torch.nn.functional.scaled_dot_product_attention", _fused_attention),
         mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
         mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True),

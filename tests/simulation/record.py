@@ -11,7 +11,7 @@ from detectron2.config import CfgNode
 
 from offseg_d2.analysis.simulation import Cost
 from tests.common import offseg_config
-from tests.modeling.test_hosts import HOSTS
+from tests.modeling.test_hosts import HOSTS, MASK_QUERY
 from tests.simulation.steps import label_maps, training_step
 
 SIZE, FULL_SIZE = (64, 96), (512, 512)
@@ -19,11 +19,17 @@ TABLE = Path(__file__).with_name("costs.json")
 
 
 def config(host: str, classifier: str = "offset") -> CfgNode:
-    return offseg_config(*HOSTS[host], "MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier, model=host)
+    opts = (*HOSTS[host], "MODEL.SEM_SEG_HEAD.CLASSIFIER", classifier, *_groups(host))
+    return offseg_config(*opts, model=host)
 
 
 def full_config(host: str) -> CfgNode:
-    return offseg_config("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150, model=host)
+    opts = ("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 150, *_groups(host))
+    return offseg_config(*opts, model=host)
+
+
+def _groups(host: str) -> tuple[str, str]:
+    return "SOLVER.PARAM_GROUPS", "mask_query" if host == MASK_QUERY else "per_pixel"
 
 
 def row(cost: Cost) -> dict[str, int]:
