@@ -34,7 +34,7 @@ from offseg_d2.inference.demo import (
 from offseg_d2.inference.onnx import OnnxSegmenter
 from offseg_d2.inference.predictor import MAX_PIXELS, Predictor
 from offseg_d2.inference.segmenter import Segmenter
-from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.cli import escape_controls, report_user_errors
 from offseg_d2.visualization.drawing import STYLES, DrawOptions
 
 
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         lie = "picture lies" if len(written) == 1 else "pictures lie"
         print(f"{len(written)} {lie} in {args.output}")
         for file in unreadable:
-            print(f"not drawn: {file.reason}", file=sys.stderr)
+            print(f"not drawn: {escape_controls(file.reason)}", file=sys.stderr)
         return 1 if unreadable else 0
     if not args.output:
         show_camera(load_model(args), args.webcam, options)

@@ -24,7 +24,7 @@ from detectron2.utils.logger import setup_logger
 from offseg_d2.config import load_config
 from offseg_d2.data import ImageSettings
 from offseg_d2.data.inspection import list_samples, require_registered
-from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.cli import escape_controls, report_user_errors
 from offseg_d2.utils.io import file_stem, require_writable_folder, write_picture
 from offseg_d2.visualization.dataset import (
     choose_samples,
@@ -78,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
         settings = ImageSettings.from_config(load_config("", args.opts))
         chosen = choose_samples(list_samples(args.name), args.images, args.number, args.seed or 0)
         written, failures = draw_ground_truth(chosen, metadata, prefix, args.opacity, settings)
-    print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
+    for failure in failures:
+        print(f"not drawn: {escape_controls(failure)}", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"
     print(f"{len(written)} {lie} in {args.output}")
     return 1 if failures else 0
