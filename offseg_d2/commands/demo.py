@@ -22,7 +22,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.cli import escape_controls, report_user_errors
 
 if TYPE_CHECKING:
     from offseg_d2.inference.onnx import OnnxSegmenter
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
         lie = "picture lies" if len(written) == 1 else "pictures lie"
         print(f"{len(written)} {lie} in {args.output}")
         for file in unreadable:
-            print(f"not drawn: {file.reason}", file=sys.stderr)
+            print(f"not drawn: {escape_controls(file.reason)}", file=sys.stderr)
         return 1 if unreadable else 0
     if not args.output:
         show_camera(load_model(args), args.webcam, options)

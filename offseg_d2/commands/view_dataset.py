@@ -16,7 +16,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from offseg_d2.utils.cli import report_user_errors
+from offseg_d2.utils.cli import escape_controls, report_user_errors
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -82,7 +82,8 @@ def run(args: argparse.Namespace) -> int:
         written, failures = dataset.draw_ground_truth(
             chosen, metadata, prefix, args.opacity, settings
         )
-    print("".join(f"not drawn: {failure}\n" for failure in failures), end="", file=sys.stderr)
+    for failure in failures:
+        print(f"not drawn: {escape_controls(failure)}", file=sys.stderr)
     lie = "picture lies" if len(written) == 1 else "pictures lie"
     print(f"{len(written)} {lie} in {args.output}")
     return 1 if failures else 0

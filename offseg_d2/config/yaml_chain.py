@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from detectron2.utils.file_io import PathManager
 
+from offseg_d2.utils.io import decode_text
+
 from .errors import ConfigError
 
 BASE = "_BASE_"
@@ -121,8 +123,8 @@ class _Chain:
                 raise ConfigError(f"The configuration file {path} does not exist.")
             raise ConfigError(f"`{BASE}` of {self.top} names an absent file: '{path}'.")
         try:
-            with PathManager.open(path, encoding="utf-8-sig") as file:
-                text = file.read(MAX_BYTES + 1)
+            with PathManager.open(path, "rb") as file:
+                text = decode_text(file.read(4 * MAX_BYTES))
         except (OSError, UnicodeError) as error:
             raise ConfigError(f"{path} cannot be read as text: {error}.") from None
         content = parse_yaml(text, path)

@@ -190,6 +190,11 @@ class EncodedImage:
                 f"three red, green and blue, unless `INPUT.BANDS` names three, but has "
                 f"{tiff.bands}."
             )
+        if tiff.unsupported:
+            raise UnsupportedImageError(
+                f"Image file '{self.path}' must hold grey values or RGB colours of at most 16 bits "
+                f"without sign, but holds {tiff.unsupported}."
+            )
         encoded = np.frombuffer(tiff.without_alpha(), dtype=np.uint8)
         # OpenCV raises on an empty buffer, but returns None for one it cannot decode.
         try:

@@ -23,8 +23,10 @@ _KEPT = (
     *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES),
 )
 _PER_BAND = (_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES)
+_FORMS = {1: "whole numbers", 2: "numbers with a sign", 3: "fractions"}  # of SampleFormat
 _UNSPECIFIED = 0  # of the values of ExtraSamples: a band that is no alpha
 _MIN_IS_BLACK = 1  # of the values of PhotometricInterpretation
+_COLOR_SPACES = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*"}  # which OpenCV takes for RGB
 _DIFFERENCES = 2  # of the values of Predictor
 _TYPES = {3: "H", 4: "I", 16: "Q"}  # of those that are needed here
 # Magic number -> byte order, is it a BigTIFF.
@@ -72,6 +74,18 @@ class TiffFile:
             self.bands = self._first(_SAMPLES_PER_PIXEL, 1)
         except (struct.error, OverflowError, KeyError):  # beyond the end of the file, or absent
             self.bands = 0
+
+    @property
+    def unsupported(self) -> str:
+        """What OpenCV does not decode, or decodes wrongly, of an otherwise good file; else ""."""
+        if not self.bands:
+            return ""
+        try:
+            space = _COLOR_SPACES.get(self._first(_PHOTOMETRIC, 1), "")
+            bits, form = max(self._values(_BITS, (1,))), self._first(_SAMPLE_FORMAT, 1)
+        except (struct.error, OverflowError):
+            return ""
+        return space or ("" if bits <= 16 and form == 1 else f"{bits}-bit {_FORMS.get(form, '')}")
 
     def without_alpha(self) -> bytes:
         """The content, changed where it tags extra bands, so that none is taken for opacity."""

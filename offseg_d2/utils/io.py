@@ -1,5 +1,6 @@
 """Files that are complete or not there at all, whatever kills the process that writes them."""
 
+import codecs
 import contextlib
 import os
 import re
@@ -23,6 +24,16 @@ _SYSTEM_ENTRIES = {
     "desktop.ini",
     "lost+found",
 }
+
+
+def decode_text(content: bytes) -> str:
+    """Text of a file as editors of all systems save it: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if marked else "utf-8-sig")
 
 
 def list_folder(path: str) -> list[str]:

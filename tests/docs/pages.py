@@ -10,6 +10,9 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*
                 ROOT / "datasets/README.md"])  # fmt: skip
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
+_PROGRAMS = {"python", ".venv/bin/python", "pip", "make", "offseg-web", "ssh", "apt-get", "srun",
+             "source"}  # fmt: skip
+
 
 def name_of(page: Path) -> str:
     return str(page.relative_to(ROOT))
@@ -31,6 +34,19 @@ def commands(page: Path) -> list[list[str]]:
                 found.append(words[words.index("python") + 1 :])
             elif "offseg" in words[:2] and len(words) > 1:
                 found.append(words[words.index("offseg") :])
+    return found
+
+
+def command_lines(page: Path) -> list[str]:
+    """Command lines of fenced and indented blocks, joined where they go on, without comments."""
+    found = []
+    text = _FENCED.sub("", page.read_text(encoding="utf-8"))
+    indented = "".join(re.findall(r"^    .*\n", text, re.MULTILINE))
+    for body in (*blocks(page, ("", "bash")), indented):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = line.split(" #")[0].split()
+            if words and words[0] in _PROGRAMS:
+                found.append(" ".join(words))
     return found
 
 

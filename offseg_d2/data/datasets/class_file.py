@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.utils.cli import escape_controls
+from offseg_d2.utils.io import decode_text
 
 from .colors import distinct_colors
 
@@ -66,10 +67,10 @@ def read_class_file(path: str) -> ClassTable:
     if not PathManager.isfile(path):
         raise FileNotFoundError(f"The file of classes '{path}' must exist, but there is none.")
     try:
-        with PathManager.open(path, encoding="utf-8-sig") as file:
-            text = file.read()
+        with PathManager.open(path, "rb") as file:
+            text = decode_text(file.read())
         content = json.loads(text) if path.endswith(".json") else text.rstrip().splitlines()
-    except (UnicodeError, json.JSONDecodeError) as error:
+    except (UnicodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"'{path}' cannot be read as text or JSON: {error}.") from None
     return class_table(content if isinstance(content, dict) else {"classes": content}, f"'{path}'")
 
@@ -100,7 +101,8 @@ def class_table(content: Mapping[str, Any], where: str) -> ClassTable:
 
 def _names(names: Any, where: str) -> list[str]:
     if not isinstance(names, list) or not 1 <= len(names) <= _MAX_CLASSES:
-        raise ValueError(f"{where} must list 1 to {_MAX_CLASSES} class names, but lists {names!r}.")
+        lists = len(names) if isinstance(names, list) and names else repr(names)[:100]
+        raise ValueError(f"{where} must list 1 to {_MAX_CLASSES} class names, but lists {lists}.")
     if not all(isinstance(name, str) and name.strip() for name in names):
         # A blank line in the middle would shift all classes behind it.
         raise ValueError(f"{where} must give each class a name, but names {names!r}.")

@@ -5,7 +5,6 @@ downloaded, or as some tool has converted them). Both are decided by what lies o
 the data is asked for: the root is an environment variable, and nothing is read on import.
 """
 
-import codecs
 import dataclasses
 import functools
 import os
@@ -15,7 +14,7 @@ from typing import Any, NamedTuple
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from offseg_d2.utils.io import list_folder
+from offseg_d2.utils.io import decode_text, list_folder
 
 _MAX_NAMES_SHOWN = 5
 
@@ -286,9 +285,8 @@ def _decode(content: bytes, path: str) -> str:
     Raises:
         ValueError: it is neither UTF-8 nor marked as UTF-16; names the file.
     """
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-16" if marked else "utf-8-sig")
+        return decode_text(content)
     except UnicodeDecodeError as error:
         raise ValueError(f"List file '{path}' must be UTF-8 text, but is not: {error}.") from None
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from tabulate import tabulate
 
+from offseg_d2.utils.cli import escape_controls
 from offseg_d2.utils.fonts import fold, plot_with_names
 
 from .check import ClassStatistics, DatasetReport
@@ -35,7 +36,7 @@ def format_report(report: DatasetReport, limit: int | None = None) -> str:
     for name, faults in (("FAULT", report.faults), ("warning", report.warnings)):
         lines += _list_faults(name, faults, limit)
     lines += ["", f"{report.name}: {_verdict(report)}"]
-    return "\n".join(lines)
+    return escape_controls("\n".join(lines), keep="\n")
 
 
 def class_table(classes: ClassStatistics) -> str:
@@ -152,7 +153,9 @@ def _list_faults(name: str, faults: Sequence[Fault], limit: int | None) -> Itera
         members = list(group)
         yield ""
         yield f"{_count(len(members), name)}: {FAULTS.get(kind) or WARNINGS[kind]}"
-        yield from (f"  {fault.path}: {fault.message}" for fault in members[:limit])
+        yield from (
+            f"  {escape_controls(f'{fault.path}: {fault.message}')}" for fault in members[:limit]
+        )
         if limit is not None and len(members) > limit:
             yield f"  ... and {len(members) - limit} more"
 
