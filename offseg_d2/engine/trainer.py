@@ -154,7 +154,7 @@ class Trainer(TrainLoop):
             *([] if cfg.MODEL.COMPILE else [self._offset_lengths()]),
             *([WeightAverageHook(self.average)] if self.average else []),
             CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
-            StopOnSignalHook(self.save_checkpoint, self.device),
+            StopOnSignalHook(self.save_checkpoint),
         ]
         for name in cfg.DATASETS.TEST:  # now, not after hours at the first evaluation
             require_registered(name, "DATASETS.TEST")

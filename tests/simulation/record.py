@@ -1,6 +1,7 @@
 """Writes ``costs.json``, with which the tests compare: ``python -m tests.simulation.record``.
 
-With ``--full`` also the rows of full size: 150 classes, 512 x 512 pixels, two images a step.
+With ``--full`` also, slowly, the rows of full size, which no test reads: 150 classes, 512 x 512
+pixels, two images a step.
 """
 
 import json

@@ -11,7 +11,7 @@ import torch
 
 from offseg_d2.analysis.simulation import Cost, WaitError, pretended_device
 from tests.modeling.test_hosts import HOSTS, MASK_QUERY
-from tests.simulation.record import FULL_SIZE, SIZE, TABLE, config, full_config
+from tests.simulation.record import SIZE, TABLE, config
 from tests.simulation.steps import fake_model, label_maps, training_step
 
 TYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -59,16 +59,6 @@ def test_every_host_classifier_and_precision(host, classifier, precision):
     training_step(cfg, SIZE, TYPES[precision], refuse=True, allowed=int(host == MASK_QUERY))
     for way in ("whole", "slide", "tta"):
         label_maps(cfg, SIZE, way, refuse=True)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("host", HOSTS)
-def test_full_size(host):
-    cfg = full_config(host)
-    allowed = int(host == MASK_QUERY)
-    cost = training_step(cfg, FULL_SIZE, refuse=True, allowed=allowed)
-    check(f"{host} training step, full size", cost)
-    check(f"{host} label map, full size", label_maps(cfg, FULL_SIZE, refuse=True))
 
 
 def on_device(*shape: int) -> torch.Tensor:
