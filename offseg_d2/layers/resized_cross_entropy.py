@@ -57,8 +57,10 @@ def resized_cross_entropy(
     if tuple(logits.shape[-2:]) == tuple(size):
         cut = logits[..., :height, :width]
         return F.cross_entropy(cut, targets, weight, ignore_index=ignore_index, reduction="sum")
-    if weight is None and kernels_apply(logits):
+    if kernels_apply(logits):
         loss, _ = cross_entropy_of_pixels(logits, targets, *size, ignore_index)
+        if weight is not None:
+            loss = loss * weight[targets.masked_fill(targets == ignore_index, 0)]
         return loss.sum()
     if not logits.is_cpu:
         return _few_kernels(logits, targets, size, ignore_index, weight)

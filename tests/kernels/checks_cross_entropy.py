@@ -55,6 +55,20 @@ def check_numbers_of_classes():
         compare(*case((1, classes, 1, 1), (1, 3)), (1, 3))
 
 
+def check_weights_of_classes():
+    logits, targets = case((1, 3, 2, 2), (3, 4))
+    weight = torch.tensor([0.0, 0.5, 7.0])
+    results = []
+    for dtype in (torch.float32, torch.float64):  # the kernel, the PyTorch form
+        own = logits.detach().to(dtype).requires_grad_()
+        loss = resized_cross_entropy(
+            own, targets, (3, 4), ignore_index=IGNORED, weight=weight.to(dtype)
+        )
+        results.append((loss.double(), torch.autograd.grad(loss, own)[0].double()))
+    for actual, expected in zip(*results, strict=True):
+        assert_close(actual, expected, 5e-6)
+
+
 def check_memory_layout_does_not_matter():
     logits, targets = case((2, 5, 2, 2), (3, 4))
     plain = compare(logits, targets, (3, 4))
