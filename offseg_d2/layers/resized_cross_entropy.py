@@ -76,7 +76,7 @@ def _few_kernels(
     targets: Tensor,
     size: tuple[int, int],
     ignore_index: int,
-    weight: Tensor | None,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """The loss on devices where starting an operation costs more than a value in memory."""
     height, width = targets.shape[-2:]
