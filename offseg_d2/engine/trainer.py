@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
 from detectron2.engine import HookBase
 from detectron2.engine.hooks import IterationTimer
 from detectron2.evaluation import DatasetEvaluator
@@ -288,6 +289,10 @@ class Trainer(TrainLoop):
         return self.average.applied() if wanted else self.average.removed()
 
     def _evaluate_all(self) -> Mapping[str, Any]:
+        """Evaluate on all images, unless `TEST.SUBSET` is all of them already."""
+        sizes = [len(DatasetCatalog.get(name)) for name in self.cfg.DATASETS.TEST]
+        if max(sizes) <= self.cfg.TEST.SUBSET:
+            return self.last_results
         return self._evaluate(on_all_images(self.cfg))
 
     def _evaluate(self, cfg: CfgNode | None = None) -> Mapping[str, Any]:

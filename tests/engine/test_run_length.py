@@ -188,7 +188,13 @@ def test_run_ends_with_an_evaluation_on_all_that_decides_nothing(tmp_path):
     assert asked == [2, 2, 2, 0]
     best = torch.load(tmp_path / "model_best.pth", weights_only=True)["best"]
     assert best == {"metric": "sem_seg/mIoU", "value": 10.0, "iteration": 3, "subset": 2}
-    # values of all images are no measure for it
+    # a subset of all images needs no second evaluation
+    asked.clear()
+    whole = make_trainer(tmp_path / "whole", "TEST.SUBSET", 4)
+    whole.test = test
+    whole.train()
+    assert asked == [4]
+    # values of all images are no measure for those of a subset
     other = make_trainer(tmp_path, "TEST.EVAL_PERIOD", 4, "SOLVER.MAX_ITER", 14)
     other.resume_or_load(resume=True)
     other.test = lambda cfg, model: {"sem_seg": {"mIoU": 5.0}}

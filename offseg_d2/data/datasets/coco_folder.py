@@ -19,7 +19,7 @@ from offseg_d2.data.coco_labels import UNCOVERED, CocoFile, coco_label_name, rea
 from offseg_d2.utils.io import list_folder
 
 from .class_file import ClassTable, class_table, read_class_file
-from .folder import IncompleteDatasetError, describe_missing
+from .folder import IncompleteDatasetError, describe_missing, replace_metadata
 
 _ROBOFLOW = "_annotations.coco.json"
 _TOP_FILE = re.compile(r"(.*\.coco|annotations|coco|result|instances.*)\.json")
@@ -35,9 +35,11 @@ def find_coco_files(root: str) -> dict[str, str]:
     if found:
         return found
     folder = os.path.join(root, "annotations")
-    names = sorted(list_folder(folder)) if PathManager.isdir(folder) else []
-    if any(not name.endswith(".json") for name in names):  # label files
-        return {}
+    entries = sorted(list_folder(folder)) if PathManager.isdir(folder) else []
+    names = [name for name in entries if name.endswith(".json")]
+    others = set(entries) - set(names)
+    if any(o.endswith(".png") or PathManager.isdir(os.path.join(folder, o)) for o in others):
+        return {}  # label files
     names = [name for name in names if name.startswith("instances_")] or names
     if not names:
         folder = root
@@ -100,6 +102,7 @@ def load_coco(
     """
     content = read_coco_file(path)
     folder = _image_folder(root, split, path, content)
+    replace_metadata(name, image_root=folder)
     wanted = set(choose([image.file_name for image in content.images.values()]))
     samples = [
         {

@@ -137,7 +137,7 @@ class SemSegFolder:
         return FoundSplit(image_dir, label_dir, list_path, by_suffix[kind.suffix], kind)
 
     def _publish(self, found: FoundSplit) -> None:
-        _replace_metadata(
+        replace_metadata(
             self.name,
             image_root=found.image_dir,
             sem_seg_root=found.label_dir,
@@ -209,7 +209,7 @@ def register_sem_seg(name: str, load: Callable[[], list[dict[str, Any]]], **meta
             )
         DatasetCatalog.remove(name)
     DatasetCatalog.register(name, load)
-    _replace_metadata(name, evaluator_type="sem_seg", ignore_label=255, **metadata)
+    replace_metadata(name, evaluator_type="sem_seg", ignore_label=255, **metadata)
 
 
 def register_split(
@@ -308,8 +308,11 @@ def _walk(folder: str, suffixes: tuple[str, ...], below: str = "") -> list[str]:
     return files
 
 
-def _replace_metadata(name: str, **values: Any) -> None:
-    """Set metadata that may have another value by now, which ``Metadata.set`` would refuse."""
+def replace_metadata(name: str, **values: Any) -> None:
+    """Set a dataset's metadata to values that may be others than before.
+
+    ``Metadata.set`` would refuse those.
+    """
     metadata = MetadataCatalog.get(name)
     for key, value in values.items():
         if hasattr(metadata, key):

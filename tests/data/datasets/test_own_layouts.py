@@ -129,6 +129,7 @@ def test_category_that_groups_others_is_no_class(tmp_path):
 @pytest.mark.parametrize("file", ["instances_train.json", "train.json"])
 def test_files_in_annotations_name_the_splits(tmp_path, images, file):
     (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations/README.txt").write_text("Exported by hand.")
     (tmp_path / "annotations/captions.txt.json").write_text("{}")
     if not file.startswith("instances"):
         (tmp_path / "annotations/captions.txt.json").unlink()
@@ -200,6 +201,13 @@ def test_class_file_without_a_category_is_refused(tmp_path):
     name = write_roboflow(tmp_path, [annotation(3, box(0, 0, 8, 6))])
     with pytest.raises(ValueError, match=r"classes\.txt' must list all .*lacks \['dog'\]"):
         ensure_registered([name])
+
+
+def test_images_of_inner_folders_keep_their_names(tmp_path):
+    name = write_roboflow(tmp_path, [annotation(3, box(0, 0, 8, 6))], names=("a/1.png", "b/1.png"))
+    ensure_registered([name])
+    assert [s["image_id"] for s in DatasetCatalog.get(name)] == ["a/1", "b/1"]
+    assert MetadataCatalog.get(name).image_root == str(tmp_path / "train")
 
 
 def test_missing_image_is_named(tmp_path):
