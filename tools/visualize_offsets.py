@@ -20,6 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from offseg_d2.config import load_config
 from offseg_d2.inference.offset_views import draw_offset_picture
+from offseg_d2.inference.predictor import MAX_PIXELS
 from offseg_d2.utils.cli import report_user_errors
 from offseg_d2.utils.io import write_picture
 
@@ -34,6 +35,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--class", dest="class_name", metavar="NAME", help="name or number")
     parser.add_argument("--pixel", type=int, nargs=2, metavar=("X", "Y"), help="in the first image")
     parser.add_argument("--plain-weights", metavar="FILE", help="of the plain classifier's model")
+    parser.add_argument(
+        "--max-pixels",
+        type=float,
+        default=MAX_PIXELS / 1e6,
+        metavar="MILLIONS",
+        help="of an image; larger ones are not read (default %(default)g)",
+    )
     parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
@@ -57,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
         class_name=args.class_name,
         pixel=None if args.pixel is None else tuple(args.pixel),
         plain_weights=args.plain_weights,
+        max_pixels=round(args.max_pixels * 1e6),
     )
     folder = args.output.rpartition("/")[0]
     if folder:
