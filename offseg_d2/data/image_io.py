@@ -102,8 +102,10 @@ class EncodedImage:
         """
         tiff = TiffFile(self._content)
         self._check_size(tiff)
-        if self.settings.bands and tiff.bands:
-            image = self._read_bands(tiff)
+        # OpenCV gives the 16-bit values of planar files as garbage.
+        bands = self.settings.bands or ((1, 2, 3) if tiff.has_wide_colors else ())
+        if bands and tiff.bands:
+            image = self._read_bands(tiff, bands)
         else:
             image = self._decode_colors(tiff, reduction)
         if image.dtype == np.uint16:
@@ -143,9 +145,9 @@ class EncodedImage:
             )
         return image
 
-    def _read_bands(self, tiff: TiffFile) -> np.ndarray:
+    def _read_bands(self, tiff: TiffFile, bands: Sequence[int]) -> np.ndarray:
         try:
-            return np.ascontiguousarray(tiff.read_bands(self.settings.bands)[..., ::-1])
+            return np.ascontiguousarray(tiff.read_bands(bands)[..., ::-1])
         except BandsError as error:
             raise UnsupportedImageError(f"Image file '{self.path}' {error}.") from None
 
