@@ -30,6 +30,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--pixel", type=int, nargs=2, metavar=("X", "Y"), help="in the first image")
     parser.add_argument("--plain-weights", metavar="FILE", help="of the plain classifier's model")
     parser.add_argument(
+        "--max-pixels",
+        type=float,
+        default=200.0,
+        metavar="MILLIONS",
+        help="of an image; larger ones are not read (default %(default)g)",
+    )
+    parser.add_argument(
         "--opts",
         nargs=argparse.REMAINDER,
         default=[],
@@ -64,6 +71,7 @@ def run(args: argparse.Namespace) -> None:
         class_name=args.class_name,
         pixel=None if args.pixel is None else tuple(args.pixel),
         plain_weights=args.plain_weights,
+        max_pixels=round(args.max_pixels * 1e6),
     )
     folder = args.output.rpartition("/")[0]
     if folder:

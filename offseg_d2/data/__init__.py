@@ -11,7 +11,8 @@ from .datasets import (
     register_folder,
     require_registered,
 )
-from .image_io import DataFileError, ImageReader, ImageSettings, read_image
+from .image_io import DataFileError, ImageReader, read_image
+from .image_settings import ImageSettings
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,

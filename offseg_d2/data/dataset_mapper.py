@@ -15,7 +15,8 @@ from detectron2.structures import Instances
 
 from .augmentation import build_augmentations
 from .fused import ResizeCrop, fuse
-from .image_io import DEFAULT_SETTINGS, DataFileError, EncodedImage, ImageSettings
+from .image_io import DataFileError, EncodedImage
+from .image_settings import DEFAULT_SETTINGS, ImageSettings
 from .label_map import (
     IGNORE_LABEL,
     LabelLut,

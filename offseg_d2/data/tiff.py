@@ -25,8 +25,9 @@ _KEPT = (
 _PER_BAND = (_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES)
 _FORMS = {1: "whole numbers", 2: "numbers with a sign", 3: "fractions"}  # of SampleFormat
 _UNSPECIFIED = 0  # of the values of ExtraSamples: a band that is no alpha
-_MIN_IS_BLACK = 1  # of the values of PhotometricInterpretation
+_MIN_IS_BLACK, _RGB = 1, 2  # of the values of PhotometricInterpretation
 _COLOR_SPACES = {8: "CIE L*a*b*", 9: "ICC L*a*b*", 10: "ITU L*a*b*"}  # which OpenCV takes for RGB
+_SEPARATE = 2  # of the values of PlanarConfiguration
 _DIFFERENCES = 2  # of the values of Predictor
 _TYPES = {3: "H", 4: "I", 16: "Q"}  # of those that are needed here
 # Magic number -> byte order, is it a BigTIFF.
@@ -81,11 +82,26 @@ class TiffFile:
         if not self.bands:
             return ""
         try:
-            space = _COLOR_SPACES.get(self._first(_PHOTOMETRIC, 1), "")
+            space = _COLOR_SPACES.get(self._first(_PHOTOMETRIC, _MIN_IS_BLACK), "")
             bits, form = max(self._values(_BITS, (1,))), self._first(_SAMPLE_FORMAT, 1)
+            if not space and self._has_wide_planes() and not self.has_wide_colors:
+                space = "separate bands of 16 bits that are no RGB colours"
         except (struct.error, OverflowError):
             return ""
         return space or ("" if bits <= 16 and form == 1 else f"{bits}-bit {_FORMS.get(form, '')}")
+
+    @property
+    def has_wide_colors(self) -> bool:
+        """True for RGB colours of 16 bits whose bands are stored one after another."""
+        try:
+            colors = self._has_wide_planes() and 3 <= self.bands <= 4
+            return colors and self._first(_PHOTOMETRIC, 0) in (_MIN_IS_BLACK, _RGB)
+        except (struct.error, OverflowError):
+            return False
+
+    def _has_wide_planes(self) -> bool:
+        separate = self.bands > 1 and self._first(_PLANAR, 1) == _SEPARATE
+        return separate and max(self._values(_BITS, (1,))) == 16
 
     def without_alpha(self) -> bytes:
         """The content, changed where it tags extra bands, so that none is taken for opacity."""
@@ -124,7 +140,7 @@ class TiffFile:
                     "must hold whole numbers of 8 or 16 bits without sign, upright, for "
                     "`INPUT.BANDS`, but does not"
                 )
-            if self._first(_PLANAR, 1) == 2:
+            if self._first(_PLANAR, 1) == _SEPARATE:
                 planes = [self._plane(band - 1, *bits) for band in bands]
                 return np.stack(planes, axis=-1)
             return self._interleaved(*bits)[..., [band - 1 for band in bands]]

@@ -11,7 +11,7 @@ from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.data import ImageSettings, read_image
-from offseg_d2.data.image_io import DEFAULT_SETTINGS
+from offseg_d2.data.image_settings import DEFAULT_SETTINGS
 from offseg_d2.utils.io import write_picture
 from offseg_d2.visualization.overlay import legend, overlay, side_by_side
 

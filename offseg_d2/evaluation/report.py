@@ -34,7 +34,7 @@ from detectron2.data import Metadata
 from detectron2.utils.file_io import PathManager
 
 from offseg_d2.data import ImageSettings
-from offseg_d2.data.image_io import DEFAULT_SETTINGS
+from offseg_d2.data.image_settings import DEFAULT_SETTINGS
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.visualization.classes import class_colors
 

@@ -12,7 +12,7 @@ from detectron2.data import Metadata
 from PIL import Image
 
 from offseg_d2.data import ImageSettings
-from offseg_d2.data.image_io import DEFAULT_SETTINGS
+from offseg_d2.data.image_settings import DEFAULT_SETTINGS
 from offseg_d2.utils.fonts import load_font, plot_with_names, shorten
 from offseg_d2.visualization.classes import color_map, mark_ignored, to_labels
 

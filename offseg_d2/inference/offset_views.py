@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import Metadata
 
 from offseg_d2.config import ConfigError
-from offseg_d2.inference.predictor import Predictor, find_images
+from offseg_d2.inference.predictor import MAX_PIXELS, Predictor, find_images
 from offseg_d2.visualization.classes import class_names
 from offseg_d2.visualization.offset_figure import TracedImage, draw_offsets
 from offseg_d2.visualization.offset_trace import trace_offsets
@@ -34,6 +34,7 @@ def draw_offset_picture(
     class_name: str | None = None,
     pixel: tuple[int, int] | None = None,
     plain_weights: str | None = None,
+    max_pixels: int = MAX_PIXELS,
 ) -> np.ndarray:
     """Draw the offsets of a model.
 
@@ -43,6 +44,7 @@ def draw_offset_picture(
         class_name: name or number of the class to show.
         pixel: (x, y) in the first image as it lies in its file.
         plain_weights: checkpoint of the same model with the plain classifier.
+        max_pixels: image files of more are refused before they are decoded.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -58,6 +60,7 @@ def draw_offset_picture(
             f"{cfg.MODEL.SEM_SEG_HEAD.CLASSIFIER!r}."
         )
     predictor = Predictor(cfg)
+    predictor.read.settings = predictor.read.settings._replace(max_pixels=max_pixels)
     class_id = None if class_name is None else find_class(class_name, predictor.metadata)
     originals = [predictor.read(path) for path in paths]
     images = [trace_image(predictor, image) for image in originals]

@@ -23,7 +23,7 @@ from offseg_d2.data import (
     build_train_loader,
     label_lut_of,
 )
-from offseg_d2.data.image_io import DEFAULT_SETTINGS
+from offseg_d2.data.image_settings import DEFAULT_SETTINGS
 from offseg_d2.utils.io import file_stem, write_picture
 from offseg_d2.visualization.overlay import enlarge, legend, overlay, side_by_side
 

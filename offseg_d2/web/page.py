@@ -106,6 +106,7 @@ class Page:
                 datatype=["str", *["number"] * (len(headers) - 1)],
                 label="Areas of the classes",
                 interactive=False,
+                wrap=True,  # long names
                 elem_id="areas",
             )
         self.maps: dict[int, gr.Image] = {}  # index of a model -> picture of its offsets

@@ -18,6 +18,7 @@ from offseg_d2.data.datasets.class_file import read_class_file
 from offseg_d2.data.inspection import check_datasets, format_report
 from offseg_d2.inference.segmenter import _read
 from tests.data.test_user_files import IDS, make_folder
+from tests.data.tiff_files import write_tiff
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 20, 3), dtype=np.uint8)
 RGB = Image.fromarray(PIXELS)
@@ -104,6 +105,12 @@ def test_tiff_of_other_numbers_is_refused_with_its_kind(tmp_path, dtype, reason)
 def test_tiff_of_another_colour_space_is_refused(tmp_path):
     RGB.convert("LAB").save(tmp_path / "a.tif")
     with pytest.raises(DataFileError, match=r"a\.tif' must hold .* but holds CIE L\*a\*b\*\.$"):
+        read_image(str(tmp_path / "a.tif"))
+
+
+def test_wide_planes_of_other_colours_are_refused(tmp_path):
+    write_tiff(tmp_path / "a.tif", np.zeros((4, 5, 4), np.uint16), planar=True, photometric=5)
+    with pytest.raises(DataFileError, match=r"a\.tif' must .* holds separate bands of 16 bits"):
         read_image(str(tmp_path / "a.tif"))
 
 

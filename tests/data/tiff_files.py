@@ -15,6 +15,7 @@ def write_tiff(
     planar: bool = False,
     order: str = "<",
     predictor: int | None = None,
+    photometric: int = 2,
 ) -> None:
     """Write (H, W, C) uint8 or uint16 as an RGB file, compressed if there is a predictor.
 
@@ -25,6 +26,7 @@ def write_tiff(
         planar: store band after band instead of pixel after pixel.
         order: "<" or ">", of the bytes.
         predictor: 2 stores each pixel's difference from the one before it, deflated.
+        photometric: 2 for RGB, 5 for CMYK.
     """
     height, width, bands = pixels.shape
     stored = pixels.astype(pixels.dtype.newbyteorder(order))
@@ -38,7 +40,7 @@ def write_tiff(
         *((256, "I", [width]), (257, "I", [height]), (258, "H", [8 * pixels.itemsize] * bands)),
         *(
             (259, "H", [8 if predictor else 1]),
-            (262, "H", [2]),
+            (262, "H", [photometric]),
             (273, "I", offsets),
             (277, "H", [bands]),
         ),

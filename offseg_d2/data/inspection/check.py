@@ -9,7 +9,7 @@ import numpy as np
 from detectron2.data import Metadata, MetadataCatalog
 from tqdm import tqdm
 
-from ..image_io import DEFAULT_SETTINGS, ImageSettings
+from ..image_settings import DEFAULT_SETTINGS, ImageSettings
 from ..label_map import IGNORE_LABEL, classes_of, describe_label_map, label_lut_of, label_map_of
 from .faults import FAULTS, WARNINGS, Fault
 from .listing import Sample, find_duplicates, find_unused, list_samples
