@@ -45,7 +45,8 @@ SUBSTITUTES = {
 # Script -> words that keep it short.
 SHORT = {
     "tools/train_net.py": (
-        *("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.AMP.ENABLED", "False"),
+        *("SOLVER.MAX_ITER", "1", "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "2"),
+        *("SOLVER.AMP.ENABLED", "False"),
         *("DATALOADER.NUM_WORKERS", "0", "MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[64,64]"),
         *("INPUT.RESIZE.SCALE", "[128,96]", "TEST.EVAL_PERIOD", "0", "MODEL.BATCH_NORM", "BN"),
     ),
