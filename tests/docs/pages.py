@@ -10,7 +10,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*
                 ROOT / "datasets/README.md"])  # fmt: skip
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
-_PROGRAMS = {"python", ".venv/bin/python", "pip", "make", "offseg-web", "ssh", "apt-get", "srun",
+_PROGRAMS = {"python", ".venv/bin/python", "pip", "make", "offseg", "ssh", "apt-get", "srun",
              "source"}  # fmt: skip
 
 
