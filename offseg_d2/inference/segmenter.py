@@ -179,7 +179,7 @@ class Segmenter:
         """
         if not confidence:
             return self.batch([image])[0]
-        bgr, rgb = _read(image)
+        bgr, rgb = _read(image, self.predictor.read)
         labels = np.empty(bgr.shape[:2], dtype=np.int32)
         chosen = np.empty(bgr.shape[:2], dtype=np.float32)
         for first, block in self.predictor.probability_blocks(bgr):
@@ -198,7 +198,7 @@ class Segmenter:
             FileNotFoundError, DataFileError: the file cannot be read.
             ValueError: an array of another shape or type.
         """
-        bgr, _ = _read(image)
+        bgr, _ = _read(image, self.predictor.read)
         blocks = [block.cpu().numpy() for _, block in self.predictor.probability_blocks(bgr)]
         return np.concatenate(blocks, axis=1).astype(np.float32, copy=False)
 
