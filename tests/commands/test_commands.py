@@ -10,8 +10,16 @@ import pytest
 from offseg_d2 import __main__ as program
 from offseg_d2 import __version__, analysis, export
 from offseg_d2.analysis import tradeoff
-from offseg_d2.commands import analyze_model, demo, export_model, plot_tradeoff, submit_slurm
+from offseg_d2.commands import (
+    analyze_model,
+    demo,
+    export_model,
+    plot_tradeoff,
+    submit_slurm,
+    visualize_offsets,
+)
 from offseg_d2.distributed.slurm import Resources
+from offseg_d2.inference.predictor import MAX_PIXELS
 from offseg_d2.visualization import drawing
 from tests.common import ROOT
 
@@ -105,3 +113,8 @@ def test_missing_detectron2_is_one_line_for_a_command():
     assert result.returncode == 2
     assert result.stderr.startswith("error: offseg_d2 needs Detectron2, which is not installed")
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", [demo, visualize_offsets])
+def test_limit_of_pixels_is_that_of_the_predictor(command):
+    assert command.make_parser().get_default("max_pixels") == MAX_PIXELS / 1e6
