@@ -6,6 +6,7 @@ from .shapes_drawing import CONTOURS
 
 # Train id of the first class that is an object.
 FIRST_OBJECT = 3
+MOST_OBJECTS = 11  # of a scene
 # Usual height of an object's centre, as a part of the image's height, and its spread.
 _OBJECT_ROWS = ((0.35, 0.18), (0.70, 0.12), (0.62, 0.15), (0.40, 0.20), (0.60, 0.18))
 _OBJECT_TURNS = (np.pi, 0.35, 0.35, np.pi, 0.6)  # largest turn in radians
@@ -30,25 +31,31 @@ def lay_out_landscape(
 
 
 def lay_out_objects(
-    rng: np.random.RandomState, size: tuple[int, int]
+    rng: np.random.RandomState, size: tuple[int, int], kinds: list[int] | None = None
 ) -> list[tuple[int, np.ndarray]]:
     """Place up to eleven objects that hardly overlap; far (high) ones come first.
+
+    Args:
+        rng: numbers of the image.
+        size: (height, width) in pixels.
+        kinds: ``MOST_OBJECTS`` of them, the form being the remainder by five; by default one of
+            the five forms is drawn for each object.
 
     Returns:
         Class id and contours, (contours, points, 2) as (x, y), of each.
     """
     height, width = size
     placed: list[tuple[float, float, float, int]] = []
-    for _ in range(rng.randint(6, 12)):
-        kind = rng.randint(len(_OBJECT_ROWS))
-        mean, spread = _OBJECT_ROWS[kind]
+    for number in range(rng.randint(6, MOST_OBJECTS + 1)):
+        kind = rng.randint(len(_OBJECT_ROWS)) if kinds is None else kinds[number]
+        mean, spread = _OBJECT_ROWS[kind % len(_OBJECT_ROWS)]
         y = np.clip(rng.normal(mean, spread), 0.08, 0.92) * height
         x = rng.uniform(0.04, 0.96) * width
         radius = rng.uniform(0.09, 0.19) * height
         if all(np.hypot(y - p[0], x - p[1]) > 0.85 * (radius + p[2]) for p in placed):
             placed.append((y, x, radius, kind))
     return [
-        (FIRST_OBJECT + kind, _outline(rng, kind, radius) + np.array([x, y]))
+        (FIRST_OBJECT + kind, _outline(rng, kind % len(CONTOURS), radius) + np.array([x, y]))
         for y, x, radius, kind in sorted(placed)
     ]
 

@@ -249,3 +249,22 @@ def test_unwritable_root_falls_back_to_a_temporary_folder(small, tmp_path, monke
     assert samples[0]["file_name"].startswith(str(tmp_path / "tmp" / "offseg_d2-"))
     assert "Cannot write below" in caplog.text
     assert DatasetCatalog.get("tiny_shapes_train") == samples
+
+
+def test_every_class_of_scenes_with_more_classes_is_drawn():
+    seen = {
+        int(k) for i in range(40) for k in np.unique(shapes.generate_scene(i, 1, classes=32)[1])
+    }
+    assert seen == set(range(32))
+
+
+@pytest.mark.parametrize("classes", shapes.NUMBERS_OF_CLASSES)
+def test_names_of_scenes_with_more_classes_differ(classes):
+    names = [name for name, _ in shapes.shapes_classes(classes)]
+    assert len(set(names)) == len(names) == classes
+
+
+@pytest.mark.parametrize("classes", [7, 154])
+def test_number_of_classes_of_scenes_is_checked(classes):
+    with pytest.raises(ValueError, match=rf"`classes` must be in 8..153, but is {classes}"):
+        shapes.generate_scene(0, classes=classes)
