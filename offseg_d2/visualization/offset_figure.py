@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offseg_d2.utils.fonts import fold, plot_with_names, shorten
 from offseg_d2.visualization.classes import class_colors, class_names, color_map
+from offseg_d2.visualization.misalignment import misalignment
 from offseg_d2.visualization.offset_trace import OffsetTrace
 from offseg_d2.visualization.overlay import overlay
 
@@ -62,16 +63,17 @@ def draw_offsets(
     labels = trace.labels().cpu().numpy()
     class_id, pixel = _choose(labels, class_id, pixel, len(class_names(metadata)))
     with plot_with_names(class_names(metadata)):
-        figure = Figure(figsize=(14.5, 10.4), dpi=110, layout="constrained")
+        figure = Figure(figsize=(17.5, 10.4), dpi=110, layout="constrained")
         figure.get_layout_engine().set(h_pad=0.09, w_pad=0.06)
         canvas = FigureCanvasAgg(figure)
         top, middle, bottom = figure.subfigures(3, 1, height_ratios=[1.0, 1.0, 1.35])
         _draw_predictions(top.subplots(1, 4), images[0].rgb, trace, labels, metadata, plain_labels)
         _draw_maps(middle.subplots(1, 4), trace, class_id, pixel, metadata)
-        left, centre, right = bottom.subplots(1, 3, width_ratios=[1.0, 1.0, 2.0])
-        _draw_class_offsets(left, trace, labels, metadata)
-        _draw_pixel_scores(centre, trace, pixel, metadata)
-        _draw_class_vectors(right, images, metadata)
+        axes = bottom.subplots(1, 4, width_ratios=[1.0, 1.0, 1.0, 2.0])
+        _draw_class_offsets(axes[0], trace, labels, metadata)
+        _draw_angles(axes[1], images, metadata)
+        _draw_pixel_scores(axes[2], trace, pixel, metadata)
+        _draw_class_vectors(axes[3], images, metadata)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -184,9 +186,26 @@ def _draw_class_offsets(
         axis.barh(range(len(present)), whole, color="0.85")
     axis.barh(range(len(present)), own, color=colors, edgecolor="0.3")
     axis.set_yticks(range(len(present)), _folded(metadata, present))
-    title = "length of the class offset / of the class vector"
-    own_part = "grey: all of it; coloured: less what all share"
+    title = "class offset / class vector, lengths"
+    own_part = "grey: whole; coloured: less what all share"
     axis.set_title(title + (f"\n{own_part}" if trace.compares_classes else ""), fontsize=11)
+
+
+def _draw_angles(axis: Axes, images: Sequence[TracedImage], metadata: Metadata) -> None:
+    """Angle between each class vector and the mean of its pixels, mean over the images."""
+    angles = [misalignment(image.trace, image.trace.labels()) for image in images]
+    before, after = (
+        torch.stack(values).nanmean(dim=0).cpu()
+        for values in ([a.before for a in angles], [a.after for a in angles])
+    )
+    present = before.isfinite().nonzero().flatten().tolist()[:_MOST_CLASSES][::-1]
+    colors = class_colors(metadata)[present] / 255
+    rows = np.arange(len(present))
+    axis.barh(rows + 0.2, before[present], 0.4, color="0.75")
+    axis.barh(rows - 0.2, after[present], 0.4, color=colors, edgecolor="0.3")
+    axis.set_yticks(rows, _folded(metadata, present))
+    title = "degrees from class vector to mean feature"
+    axis.set_title(f"{title}\ngrey: before the offsets; coloured: after", fontsize=11)
 
 
 def offset_lengths(trace: OffsetTrace) -> tuple[Tensor, Tensor]:

@@ -47,6 +47,13 @@ class OffsetTrace:
         """True if the scores of a pixel are compared with each other, as in the per-pixel form."""
         return self.class_probabilities is None
 
+    @property
+    def num_classes(self) -> int:
+        """Classes, also where the rows of W are queries."""
+        if self.class_probabilities is None:
+            return len(self.representations)
+        return self.class_probabilities.shape[1]
+
     @cached_property
     def coupled_similarity(self) -> Tensor:
         """A = X W^T (eq. A): (N, K)."""

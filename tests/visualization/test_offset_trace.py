@@ -15,6 +15,7 @@ from torch import nn
 from offseg_d2.config import load_config
 from offseg_d2.inference.offset_views import find_class, shown_pixel
 from offseg_d2.modeling.offset_learning import OffsetLearning
+from offseg_d2.visualization.misalignment import misalignment
 from offseg_d2.visualization.offset_figure import (
     TracedImage,
     draw_offsets,
@@ -77,6 +78,42 @@ def test_common_part_of_class_offsets_is_left_out_only_where_classes_are_compare
         whole, own = offset_lengths(trace)
         assert_close(whole, torch.tensor([0.1, 0.1]))
         assert_close(own, torch.full((2,), 2**0.5 / 20))  # (2, 0) less the mean (1, 1)
+
+
+def test_angles_by_hand():
+    queries = dataclasses.replace(by_hand(), class_probabilities=torch.eye(2))
+    with torch.no_grad():  # the class offset turns each vector by 45 degrees
+        queries.offset_learning.class_offset_proj.weight.copy_(torch.tensor([[0.0, 20], [20, 0]]))
+    own = misalignment(queries, by_hand().labels())
+    assert_close(own.before, torch.tensor([0.0, 0.0]))
+    assert_close(own.after, torch.tensor([45.0, 45.0]))
+    mixed = misalignment(queries, torch.zeros(4, 8, dtype=torch.int64))  # both pixels are class 0
+    assert_close(mixed.before[:1], torch.tensor([45.0]))
+    assert mixed.before[1].isnan()
+
+
+def test_angles_leave_out_what_all_class_vectors_share():
+    trace = by_hand()  # less their mean, the vectors are (10, -10) and (-10, 10)
+    assert_close(misalignment(trace, trace.labels()).before, torch.tensor([45.0, 45.0]))
+    shifted = dataclasses.replace(trace, representations=trace.representations + 7)
+    assert_close(misalignment(shifted, trace.labels()).before, torch.tensor([45.0, 45.0]))
+
+
+def test_common_part_of_the_class_offsets_by_hand():
+    labels = by_hand().labels()
+    shared = misalignment(by_hand(), labels).common  # (1, 1) of (2, 0) and (0)
+    assert shared == pytest.approx(0.5)
+    still = by_hand()
+    torch.nn.init.zeros_(still.offset_learning.class_offset_proj.weight)
+    assert np.isnan(misalignment(still, labels).common)
+
+
+def test_angles_leave_out_padding_and_ignored_pixels():
+    narrow = dataclasses.replace(by_hand(), image_size=(4, 4))  # the second feature is padding
+    ones = torch.ones(4, 4, dtype=torch.uint8)
+    assert misalignment(narrow, ones).before[1] == pytest.approx(135)
+    ignored = torch.full((4, 8), 255, dtype=torch.uint8)
+    assert misalignment(by_hand(), ignored).after.isnan().all()
 
 
 def test_terms_give_the_logits_of_the_model():
