@@ -36,8 +36,8 @@ different versions of the code.
 
 The arms without offsets and those with *lr×0.1* were added after the first results.
 """
-ARM_HEADER = ("variation", "arm", "seeds", "mIoU", "minus plain", "by seed", "verdict")
-CHANGE_HEADER = ("from", "to", "variation", "seeds", "mIoU changes by", "by seed")
+ARM_HEADER = ("condition", "arm", "seeds", "mIoU", "minus plain", "by seed", "verdict")
+CHANGE_HEADER = ("from", "to", "condition", "seeds", "mIoU changes by", "by seed")
 
 
 def accuracy_page(results: Mapping[str, Any]) -> str:
@@ -59,6 +59,8 @@ def accuracy_page(results: Mapping[str, Any]) -> str:
             few.append(f"### {suite.title}, fewer than three seeds")
         few += [table(ARM_HEADER[:-1], [line[:-1] for line in arms])] if arms else []
         few += [table(CHANGE_HEADER, changes)] if changes else []
+    if "misalignment" in results:
+        parts += misalignment_section(results["misalignment"])
     if few:
         warning = "These rows rest on one or two seeds. They prove nothing and are not summarised."
         parts += ["## Rows with fewer than three seeds", warning, *few]
@@ -76,7 +78,7 @@ def _suite(name: str, suite: Suite, rows: Sequence[Row]) -> Iterator[str]:
         title = f"{curves}, {condition}." if condition else f"{curves}."
         yield f"![{title}]({plot_file(name, 'curves', condition)})\n\n*{title}*"
     if len(suite.conditions) > 1:
-        title = "Difference to plain by the variation within classes: seeds, mean, 95 % interval."
+        title = f"Difference to plain by {suite.axis}: seeds, mean, 95 % interval."
         yield f"![{title}]({plot_file(name, 'gain')})\n\n*{title}*"
     days = sorted({row["machine"]["date"] for row in rows})
     dates = " to ".join(dict.fromkeys((days[0], days[-1])))
@@ -120,6 +122,34 @@ def change_lines(rows: Sequence[Row], suite: Suite, few: bool = False) -> Iterat
                     _text(change, change.half_width, "+"),
                     _seeds(rows, condition, (after, before), differences),
                 ]
+
+
+def misalignment_section(result: Mapping[str, Any]) -> Iterator[str]:
+    """Paragraphs on the angles that ``misalignment.py`` measured."""
+    yield "## Angles between class vectors and their pixels"
+    yield (
+        "Of each image and class: the angle between the mean feature of the class's pixels "
+        "(labels of the data set) and its class vector, without and with what the offsets add, in "
+        "degrees. What all class vectors share is left out, as it decides nothing. Means over the "
+        "images, then over the classes. *Common*: the share of the class offsets' squared lengths "
+        "that is the same for all classes."
+    )
+    header = ("run", "images", "before", "after", "classes that come closer", "common")
+    yield table(header, [_angles(row) for row in result["rows"]])
+    command = "python benchmarks/misalignment.py output/accuracy/scenes_classes/*both*seed1"
+    yield f"`{command} --output ...`  \n{machine_line(result['machine'])}"
+
+
+def _angles(row: Mapping[str, Any]) -> list[Any]:
+    pairs = [
+        (before, after)
+        for before, after in zip(row["before"], row["after"], strict=True)
+        if before is not None
+    ]
+    before, after = (sum(side) / len(pairs) for side in zip(*pairs, strict=True))
+    closer = sum(after < before for before, after in pairs)
+    counts = f"{closer} of {len(pairs)}"
+    return [row["run"], row["images"], f"{before:.1f}", f"{after:.1f}", counts, row["common"]]
 
 
 def _verdict(difference: Estimate) -> str:

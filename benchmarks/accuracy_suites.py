@@ -56,6 +56,10 @@ ARMS = {
     "no_norm": Arm("no offsets, no norm", _offset(False, False, CLASS_NORM=False)),
     # Projections that are zero at first: training begins without offsets.
     "both_zero": Arm("both offsets, from zero", _offset(True, True, OFFSET_INIT_STD=0.0)),
+    "both_no_norm_zero": Arm(
+        "both offsets, no norm, from zero",
+        _offset(True, True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
+    ),
     "both_lr0.1_no_norm_zero": Arm(
         "both offsets, lr×0.1, no norm, from zero",
         _offset(True, True, small_lr=True, CLASS_NORM=False, OFFSET_INIT_STD=0.0),
@@ -91,7 +95,8 @@ class Suite:
         recipe: what is changed in it, for all arms.
         curve_set: data set that is scored while training, at ``NUM_POINTS`` iterations.
         test_set: data set that the final model is scored on; "" takes the last point of the curve.
-        conditions: name -> (strength of the variation, 0 to 1, further changes).
+        axis: what the conditions differ in, for plots.
+        conditions: name -> (its place on that axis, further changes).
     """
 
     title: str
@@ -99,6 +104,7 @@ class Suite:
     recipe: Overrides
     curve_set: str
     test_set: str = ""
+    axis: str = ""
     conditions: Mapping[str, tuple[float, Overrides]] = field(
         default_factory=lambda: {"": (0.0, {})}
     )
@@ -132,11 +138,8 @@ def _length(iterations: int, warmup: int) -> Overrides:
     }
 
 
-def _scenes(percent: int) -> Overrides:
-    return {
-        "DATASETS.TRAIN": [f"shapes_v{percent}_train"],
-        "DATASETS.TEST": [f"shapes_v{percent}_val"],
-    }
+def _scenes(kind: str) -> Overrides:
+    return {"DATASETS.TRAIN": [f"shapes_{kind}_train"], "DATASETS.TEST": [f"shapes_{kind}_val"]}
 
 
 _SCENES: Overrides = {
@@ -151,6 +154,14 @@ _SCENES: Overrides = {
 }
 
 SUITES: dict[str, Suite] = {
+    "scenes_classes": Suite(
+        title="Generated scenes of 8, 32 and 150 classes",
+        config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
+        recipe={**_SCENES, **_length(600, 60)},
+        curve_set="shapes_k*_val",
+        axis="number of classes",
+        conditions={f"k{number}": (number, _scenes(f"k{number}")) for number in (8, 32, 150)},
+    ),
     "camvid_offseg": Suite(
         title="CamVid, OffSeg decoder on MobileNetV2 with ImageNet weights",
         config="configs/camvid/offseg_mobilenetv2_offset_cpu.yaml",
@@ -188,13 +199,15 @@ SUITES: dict[str, Suite] = {
         config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
         recipe={**_SCENES, **_length(400, 40)},
         curve_set="shapes_v*_val",
-        conditions={f"v{percent}": (percent / 100, _scenes(percent)) for percent in (0, 50, 100)},
+        axis="within-class variation between images, %",
+        conditions={f"v{percent}": (percent, _scenes(f"v{percent}")) for percent in (0, 50, 100)},
     ),
     "scenes_long": Suite(
         title="Generated scenes of full variation, four times as long",
         config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
         recipe={**_SCENES, **_length(1600, 160)},
         curve_set="shapes_v*_val",
-        conditions={"v100": (1.0, _scenes(100))},
+        axis="within-class variation between images, %",
+        conditions={"v100": (100, _scenes("v100"))},
     ),
 }

@@ -13,12 +13,17 @@ import accuracy
 import accuracy_results
 import accuracy_suites
 import pytest
+import torch
 from accuracy_page import accuracy_page, arm_lines, change_lines
 from accuracy_plots import draw_plots
 from accuracy_suites import ARMS, SUITES
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from misalignment import measure
 
 from offseg_d2.config import load_config
-from tests.common import ROOT
+from offseg_d2.data.datasets.shapes import ShapesParams, register_shapes
+from tests.common import ROOT, SMALL_OFFSEG, offseg_config
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_training.py")))
 SUITE = accuracy_suites.Suite(
@@ -289,3 +294,38 @@ def test_rows_with_fewer_than_three_seeds_stand_at_the_end_and_are_not_drawn(tmp
     assert pictures[1:] == [tmp_path / "accuracy_tests_gain.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)
     assert draw_plots(make_rows({("low", "plain"): {1: 50.0}}), "tests", tmp_path) == []
+
+
+# --- angles
+
+
+@pytest.fixture
+def training(tmp_path, monkeypatch):
+    """Folder of a finished training on drawn scenes of 8 classes, two of which have labels."""
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "data"))
+    if "few_scenes_val" not in DatasetCatalog:
+        params = ShapesParams(num_train=1, num_val=2, size=(64, 96))
+        register_shapes("few_scenes", params)
+    cfg = offseg_config(*SMALL_OFFSEG, *("MODEL.SEM_SEG_HEAD.NUM_CLASSES", 8))
+    cfg.merge_from_list(["DATASETS.TEST", ("few_scenes_val",), "OUTPUT_DIR", str(tmp_path)])
+    folder = tmp_path / "suite" / "run"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "model_final.pth")
+    return folder
+
+
+def test_angles_are_measured_on_a_finished_training(training):
+    row = measure(training)
+    assert (row["run"], row["dataset"], row["images"]) == ("suite/run", "few_scenes_val", 2)
+    assert len(row["before"]) == len(row["after"]) == 8
+    assert row["before"][0] is not None and row["before"] != row["after"]  # sky is everywhere
+    assert 0 < row["common"] < 1
+
+
+def test_page_on_angles_by_hand():
+    rows = [{"run": "a/b", "images": 3, "before": [80.0, None, 60.0], "after": [70.0, None, 61.0],
+             "common": 0.25}]  # fmt: skip
+    machine = {"date": "2001-02-03", "processor": "Abacus", "cores": 4, "threads": 1}
+    text = accuracy_page({"misalignment": {"rows": rows, "machine": machine}})
+    assert "| a/b | 3 | 70.0 | 65.5 | 1 of 2 | 0.25 |" in text
