@@ -138,7 +138,7 @@ def _length(iterations: int, warmup: int) -> Overrides:
     }
 
 
-def _scenes(kind: str) -> Overrides:
+def _scenes(kind: str) -> dict[str, Any]:
     return {"DATASETS.TRAIN": [f"shapes_{kind}_train"], "DATASETS.TEST": [f"shapes_{kind}_val"]}
 
 
@@ -160,7 +160,10 @@ SUITES: dict[str, Suite] = {
         recipe={**_SCENES, **_length(600, 60)},
         curve_set="shapes_k*_val",
         axis="number of classes",
-        conditions={f"k{number}": (number, _scenes(f"k{number}")) for number in (8, 32, 150)},
+        conditions={
+            f"k{number}": (number, _scenes(f"k{number}") | {f"{_HEAD}.NUM_CLASSES": number})
+            for number in (8, 32, 150)
+        },
     ),
     "camvid_offseg": Suite(
         title="CamVid, OffSeg decoder on MobileNetV2 with ImageNet weights",

@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 _OFFSET_WEIGHTS = re.compile(
     r"(^|\.)(classifier|predictor|mask_predictor)\.(norm|offset_learning)\."
 )
+_CLASS_NORM = re.compile(r"(^|\.)(classifier|predictor)\.norm\.")
 
 # Renames the entries of an external state dict to those of the model; its own stay.
 StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
@@ -291,6 +292,7 @@ class SafeCheckpointer(DetectionCheckpointer):
             {**checkpoint, "model": state_dict, "matching_heuristics": heuristics}
         )
         missing = incompatible.missing_keys
+        self._check_class_norm(state_dict, missing, incompatible.unexpected_keys)
         if self._complete and missing:
             raise CheckpointError(
                 f"Checkpoint file `{self._path}` must hold all weights of the model, but lacks "
@@ -305,6 +307,20 @@ class SafeCheckpointer(DetectionCheckpointer):
                 "`MODEL.SEM_SEG_HEAD.CLASS_OFFSET`, `FEATURE_OFFSET` or `CLASS_NORM`?"
             )
         return incompatible
+
+    def _check_class_norm(
+        self, state_dict: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
+    ) -> None:
+        """Refuse the class vectors of a model with a norm over them for one without, or reverse."""
+        ours = any(_CLASS_NORM.search(key) for key in missing)
+        theirs = any(_CLASS_NORM.search(key) for key in unexpected)
+        if (ours or theirs) and any(key.endswith("class_representations") for key in state_dict):
+            raise CheckpointError(
+                f"Checkpoint file `{self._path}` must be of a model with "
+                f"`MODEL.SEM_SEG_HEAD.CLASS_NORM` {ours}, but is of one with {theirs}: class "
+                "vectors of one do not fit the other. Change the key, or leave the last layer out "
+                "by `offseg convert --reset-classifier`."
+            )
 
     def _convert(
         self, convert: StateDictConverter, state_dict: dict[str, Tensor]

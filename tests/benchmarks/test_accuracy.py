@@ -17,7 +17,7 @@ import torch
 from accuracy_page import accuracy_page, arm_lines, change_lines
 from accuracy_plots import draw_plots
 from accuracy_suites import ARMS, SUITES
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from misalignment import measure
 
@@ -72,6 +72,8 @@ def test_recipe_is_accepted_by_the_configuration(name):
         cfg = load_config(str(ROOT / suite.config), options)
         assert cfg.SOLVER.HEAD_LR_FACTOR == 10
         assert list(cfg.DATASETS.TEST) == run.recipe["DATASETS.TEST"]
+        classes = MetadataCatalog.get(cfg.DATASETS.TEST[0]).stuff_classes
+        assert len(classes) == cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
         # all scores are written when they are made, and none falls on a checkpoint
         assert cfg.TEST.EVAL_PERIOD % cfg.SOLVER.LOG_PERIOD == 0
         assert cfg.SOLVER.MAX_ITER == accuracy_suites.NUM_POINTS * cfg.TEST.EVAL_PERIOD

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 from offseg_d2.checkpoint import CheckpointError
+from offseg_d2.checkpoint.checkpointer import SafeCheckpointer
+from offseg_d2.modeling.classifiers import OffsetClassifier
 from tests.checkpoint.runs import Run, assert_same, make_model
 
 
@@ -115,3 +117,24 @@ def test_entry_that_is_no_tensor_is_named(tmp_path):
     path = write(tmp_path / "weights.pth", {"model": {"backbone.weight": "text"}})
     with pytest.raises(CheckpointError, match=r"`backbone.weight` is a str"):
         Run(tmp_path).checkpointer.load(path)
+
+
+@pytest.mark.parametrize("complete", [True, False])  # to be scored, and to be trained further
+@pytest.mark.parametrize("theirs", [True, False])
+def test_class_vectors_of_another_form_are_refused(tmp_path, theirs, complete):
+    def model(class_norm: bool) -> nn.Module:
+        return nn.ModuleDict({"classifier": OffsetClassifier(4, 3, class_norm=class_norm)})
+
+    path = tmp_path / "other.pth"
+    torch.save({"model": model(theirs).state_dict()}, path)
+    message = rf"other\.pth` .*`MODEL.SEM_SEG_HEAD.CLASS_NORM` {not theirs}, but .* with {theirs}:"
+    with pytest.raises(CheckpointError, match=message):
+        SafeCheckpointer(model(not theirs), str(tmp_path)).load(str(path), complete=complete)
+    SafeCheckpointer(model(theirs), str(tmp_path)).load(str(path), complete=complete)
+
+
+def test_a_checkpoint_without_a_last_layer_starts_either_form(tmp_path):
+    model = nn.ModuleDict({"classifier": OffsetClassifier(4, 3), "body": nn.Linear(2, 2)})
+    torch.save({"model": {"body.weight": torch.ones(2, 2)}}, tmp_path / "body.pth")
+    SafeCheckpointer(model, str(tmp_path)).load(str(tmp_path / "body.pth"))
+    assert model["body"].weight.eq(1).all()

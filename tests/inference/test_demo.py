@@ -91,13 +91,16 @@ def test_incomplete_weights_are_refused_naming_the_first_that_lacks(weights, tmp
 
 
 @pytest.mark.parametrize(
-    ("key", "rest"),
-    [("CLASS_NORM", "norm.weight"), ("FEATURE_OFFSET", "offset_learning.feature_offset_proj")],
+    ("key", "message"),
+    [
+        ("CLASS_NORM", "`MODEL.SEM_SEG_HEAD.CLASS_NORM` False, but is of one with True"),
+        ("FEATURE_OFFSET", r"last layer, .*`sem_seg_head\.classifier\.offset_learning\.feature_"),
+    ],
 )
-def test_weights_of_offsets_that_the_model_has_not_are_refused(weights, key, rest):
+def test_weights_of_offsets_that_the_model_has_not_are_refused(weights, key, message):
     """It would score, but as no model that was trained."""
     opts = [*SMALL, f"MODEL.SEM_SEG_HEAD.{key}", False, "MODEL.WEIGHTS", str(weights)]
-    with pytest.raises(CheckpointError, match=rf"last layer, .*`sem_seg_head\.classifier\.{rest}"):
+    with pytest.raises(CheckpointError, match=message):
         Predictor(load_config(str(CONFIG), opts))
 
 
