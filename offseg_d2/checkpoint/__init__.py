@@ -2,6 +2,7 @@
 
 from .checkpointer import SafeCheckpointer, StateDictConverter, build_checkpointer
 from .conversion import Conversion, convert, convert_file, convert_for_model
+from .entries import check_entries
 from .published import HubHandler
 from .run_folder import last_checkpoint
 from .safe_load import (
@@ -21,6 +22,7 @@ __all__ = [
     "StateDictConverter",
     "UnsafeCheckpointError",
     "build_checkpointer",
+    "check_entries",
     "convert",
     "convert_file",
     "convert_for_model",

@@ -31,6 +31,7 @@ from offseg_d2.utils.io import remove_temporary_files, write_atomically
 
 from .class_names import check_class_names
 from .conversion import convert_for_model
+from .entries import check_entries
 from .published import describe_missing_weights
 from .run_folder import (
     PERIODIC_NAME,
@@ -38,7 +39,12 @@ from .run_folder import (
     set_aside_old_run,
     tag_last_checkpoint,
 )
-from .safe_load import CheckpointError, CorruptCheckpointError, load_checkpoint_file
+from .safe_load import (
+    CheckpointError,
+    CorruptCheckpointError,
+    check_is_file,
+    load_checkpoint_file,
+)
 from .state_dicts import check_fit, to_state_dict
 
 logger = logging.getLogger(__name__)
@@ -200,23 +206,39 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"Checkpoint file `{path}` must hold {', '.join(required)} to be resumed from, "
                 f"but lacks {', '.join(missing)}; use it as `MODEL.WEIGHTS` instead."
             )
-        check_fit(path, data["model"], self.model.state_dict(), strict=True)
+        if not isinstance(data["model"], Mapping):
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must hold weights by name in its entry `model`, but "
+                f"holds a {type(data['model']).__name__}."
+            )
+        check_entries(path, data)
+        weights = to_state_dict(path, data["model"])
+        check_fit(path, weights, self.model.state_dict(), strict=True)
         check_class_names(path, data, self.datasets, must_agree=True)
         self.logger.info("Resuming from %s", path)
-        self.model.load_state_dict(data.pop("model"))
+        del data["model"]
+        self.model.load_state_dict(weights)
         for key, checkpointable in self.checkpointables.items():
             try:
                 checkpointable.load_state_dict(data.pop(key))
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"Checkpoint file `{path}` must be of this configuration to be resumed from, "
-                    f"but its entry `{key}` does not fit: {error}."
+                    f"but its entry `{key}` does not fit: {error}.{self._frozen_hint(key)}"
                 ) from error
         names = (PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
         self._periodic = [
             match.group() for match in names if match and int(match[1]) <= data["iteration"]
         ]
         return data
+
+    def _frozen_hint(self, key: str) -> str:
+        if key != "optimizer" or all(p.requires_grad for p in self.model.parameters()):
+            return ""
+        return (
+            " A part of the backbone is frozen: runs of before `MODEL.BACKBONE.FREEZE_AT` had an "
+            "effect go on with 0."
+        )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume if asked to and there is a checkpoint; otherwise load weights from ``path``."""
@@ -239,8 +261,11 @@ class SafeCheckpointer(DetectionCheckpointer):
             FileNotFoundError: if there is no such file.
             CheckpointError: if it is damaged, unsafe, incomplete or does not fit the model.
         """
-        if path and "://" not in path and not os.path.isfile(path.split("?")[0]):
-            raise FileNotFoundError(describe_missing_weights(path, complete))
+        if path and "://" not in path:
+            local_path = path.split("?")[0]
+            if not os.path.exists(local_path):
+                raise FileNotFoundError(describe_missing_weights(path, complete))
+            check_is_file(path, local_path)
         if not path and complete:
             raise FileNotFoundError("`MODEL.WEIGHTS` must name a file of weights, but is ''.")
         if not path:
@@ -258,7 +283,12 @@ class SafeCheckpointer(DetectionCheckpointer):
         if filename.endswith(".pkl") and "__author__" not in data and not wrapped:
             # Detectron 1 and Caffe2: Detectron2 matches such names by its own heuristics.
             blobs = data.get("blobs", data)
-            model = {key: blob for key, blob in blobs.items() if not key.endswith("_momentum")}
+            if not isinstance(blobs, Mapping):
+                raise CheckpointError(
+                    f"Checkpoint file `{self._path}` must hold weights by name in its entry "
+                    f"`blobs`, but holds a {type(blobs).__name__}."
+                )
+            model = {k: blob for k, blob in blobs.items() if not str(k).endswith("_momentum")}
             return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
         for key in ("model", "state_dict"):
             if isinstance(data.get(key), Mapping):

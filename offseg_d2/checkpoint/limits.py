@@ -102,6 +102,7 @@ def _bytes_of(name: str, tensor: Tensor) -> int:
     for kind, is_such in (
         ("a meta tensor, without values", tensor.is_meta),
         ("a quantized tensor", tensor.is_quantized),
+        ("a nested tensor", tensor.is_nested),
         ("a sparse tensor", tensor.layout is not torch.strided),
     ):
         if is_such:

@@ -89,8 +89,7 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             need far more memory than its size.
     """
     local_path = PathManager.get_local_path(path)
-    if not os.path.isfile(local_path):
-        raise FileNotFoundError(f"Checkpoint file `{path}` does not exist.")
+    check_is_file(path, local_path)
     if os.path.getsize(local_path) == 0:
         raise CorruptCheckpointError(f"Checkpoint file `{path}` is empty.")
     try:
@@ -103,6 +102,21 @@ def load_checkpoint_file(path: str) -> dict[str, Any]:
             f"Checkpoint file `{path}` must hold a dictionary, but holds a {type(data).__name__}."
         )
     return data
+
+
+def check_is_file(path: str, local_path: str) -> None:
+    """Raise FileNotFoundError if nothing is there, CheckpointError if it is no file.
+
+    Reading from a pipe would wait for whoever writes to it, a device would never end.
+    """
+    if os.path.isdir(local_path):
+        raise CheckpointError(f"Checkpoint file `{path}` must be a file, but is a folder.")
+    if os.path.exists(local_path) and not os.path.isfile(local_path):
+        raise CheckpointError(
+            f"Checkpoint file `{path}` must be a file, but is a pipe, a socket or a device."
+        )
+    if not os.path.exists(local_path):
+        raise FileNotFoundError(f"Checkpoint file `{path}` does not exist.")
 
 
 def _reader_for(path: str, local_path: str) -> Callable[[str, str], Any]:
@@ -188,7 +202,7 @@ def _check_archive(path: str, local_path: str) -> None:
         with zipfile.ZipFile(local_path) as archive:
             check_archive(archive, os.path.getsize(local_path))
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, *_DAMAGE_ERRORS) as error:
+    except (OSError, *_DAMAGE_ERRORS) as error:  # OSError: positions before the file's beginning
         raise _corrupt(path, error) from error
     if damaged is not None:
         raise CorruptCheckpointError(

@@ -28,10 +28,16 @@ def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, without the prefix that DistributedDataParallel adds.
 
     Raises:
-        CheckpointError: if an entry is neither a tensor nor a numpy array.
+        CheckpointError: if a name is no text, or an entry neither a tensor nor an array of numbers.
     """
     for name, value in entries.items():
-        if not isinstance(value, Tensor | np.ndarray):
+        if not isinstance(name, str):
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must hold tensors by name, but one of its names is "
+                f"{name!r:.60}, a {type(name).__name__}."
+            )
+        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
+        if not numbers and not isinstance(value, Tensor):
             raise CheckpointError(
                 f"Checkpoint file `{path}` must hold tensors by name, but `{name}` is a "
                 f"{type(value).__name__}."

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from offseg_d2.checkpoint import CheckpointError, load_checkpoint_file
+from offseg_d2.checkpoint import CheckpointError, check_entries, load_checkpoint_file
 from offseg_d2.config import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,9 @@ class EvaluationHook(HookBase):
         if not os.path.isfile(self.best_path):
             return
         try:
-            best = load_checkpoint_file(self.best_path).get("best", {})
+            data = load_checkpoint_file(self.best_path)
+            check_entries(self.best_path, data)
+            best = data.get("best", {})
         except CheckpointError as error:
             logger.warning("%s The best model is chosen again.", error)
             return
