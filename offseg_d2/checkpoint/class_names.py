@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from offseg_d2.utils.cli import printable
+from offseg_d2.utils.cli import escape_controls
 
 from .safe_load import CheckpointError
 
@@ -51,4 +51,4 @@ def check_class_names(
 
 
 def _listed(names: Iterable[Any]) -> str:
-    return printable(", ".join(map(str, names)))
+    return escape_controls(", ".join(map(str, names)))

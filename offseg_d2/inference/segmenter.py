@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import Metadata
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
@@ -301,11 +301,10 @@ def _refuse_lost_bits(image: Image.Image, settings: ImageSettings) -> None:
 
 
 def _classes_of(path: str, content: dict, cfg: CfgNode) -> Metadata | None:
-    """Names and colours that the checkpoint carries; None where the data set is known here."""
+    """Names and colours that the checkpoint carries, whatever a data set of that name has here."""
     classes = content.get("classes")
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
-    known = names and hasattr(MetadataCatalog.get(names[0]), "stuff_classes")
-    if known or not isinstance(classes, dict) or "names" not in classes:
+    if not isinstance(classes, dict) or "names" not in classes:
         return None
     try:
         table = class_table(

@@ -47,6 +47,17 @@ def test_other_names_are_shown_where_weights_are_loaded(tmp_path, kind, caplog):
     assert ", ".join(NAMES) in caplog.text
 
 
+def test_lists_of_many_classes_are_shown_whole(tmp_path, caplog):
+    names = [f"a class with the long name {index}" for index in range(200)]
+    MetadataCatalog.get("many_names_test").set(stuff_classes=names)
+    path = saved(tmp_path, {"names": names[::-1]})
+    run = Run(tmp_path / "new", seed=1, datasets=["many_names_test"])
+    with caplog.at_level(logging.WARNING):
+        run.checkpointer.load(path, checkpointables=[])
+    MetadataCatalog.remove("many_names_test")
+    assert ", ".join(names) in caplog.text and ", ".join(names[::-1]) in caplog.text
+
+
 @pytest.mark.parametrize("kind", DIFFERENT)
 def test_a_run_of_other_classes_is_not_resumed(tmp_path, kind):
     names, message = DIFFERENT[kind]

@@ -129,6 +129,15 @@ def test_names_of_the_classes_travel_with_the_checkpoint(checkpoint, image, tmp_
     assert set(segment(image).areas()) <= set(names)
 
 
+def test_names_in_the_checkpoint_win_over_those_of_a_data_set_here(checkpoint, image, tmp_path):
+    content = torch.load(checkpoint, weights_only=True)
+    names = [f"own {name}" for name in content["classes"]["names"]]
+    content["classes"]["names"] = names
+    torch.save(content, tmp_path / "renamed.pth")
+    segment = Segmenter.from_checkpoint(str(tmp_path / "renamed.pth"))
+    assert set(segment(image).areas()) <= set(names)
+
+
 def test_checkpoint_without_configuration_needs_one(checkpoint, image, tmp_path):
     content = torch.load(checkpoint, weights_only=True)
     path = str(tmp_path / "weights.pth")
