@@ -123,11 +123,9 @@ class SafeCheckpointer(DetectionCheckpointer):
         os.makedirs(self.save_dir, exist_ok=True)
         try:
             write_atomically(path, lambda file: torch.save(data, file))
-        except (OSError, RuntimeError) as error:
-            # torch.save ends a failed write with an error that does not say what happened
-            cause = error if isinstance(error, OSError) else error.__context__ or error
+        except OSError as error:
             raise CheckpointError(
-                f"Checkpoint file `{path}` cannot be written: {cause}."
+                f"Checkpoint file `{path}` cannot be written: {error}."
             ) from error
         self.logger.info("Saved checkpoint %s", path)
         if resumable:

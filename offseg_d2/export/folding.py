@@ -19,7 +19,11 @@ _PASSES = 2  # constants first; what they kept from being merged is merged in th
 
 
 def fold(model: Any) -> Any:
-    """An ``onnx.ModelProto`` that computes the same with fewer operators."""
+    """An ``onnx.ModelProto`` that computes the same with fewer operators.
+
+    Raises:
+        OSError: the folder for temporary files does not take it.
+    """
     onnx, onnxruntime = require("onnx"), require("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
@@ -31,9 +35,17 @@ def fold(model: Any) -> Any:
     )
     with tempfile.TemporaryDirectory() as folder:
         for number in range(_PASSES):
-            options.optimized_model_filepath = os.path.join(folder, f"{number}.onnx")
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            model = onnx.load(options.optimized_model_filepath)
+            path = options.optimized_model_filepath = os.path.join(folder, f"{number}.onnx")
+            try:
+                onnxruntime.InferenceSession(
+                    model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # of a type that its interface does not name
+                if not os.path.exists(path):
+                    raise
+                raise OSError(
+                    f"`{folder}`, in the folder for temporary files, must take the model, but "
+                    f"onnxruntime could not write it: {error}"
+                ) from error
+            model = onnx.load(path)
     return model

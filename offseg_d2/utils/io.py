@@ -80,6 +80,10 @@ def write_atomically(path: str, content: bytes | Callable[[BinaryIO], Any]) -> N
             os.remove(temporary)
         if isinstance(error, OSError) and error.errno and error.filename in (None, temporary):
             error.filename = path  # a refused write itself names no file
+        refusal = error.__context__
+        if isinstance(error, RuntimeError) and isinstance(refusal, OSError) and refusal.errno:
+            # torch.save ends a refused write with an error that does not say what happened.
+            raise OSError(refusal.errno, os.strerror(refusal.errno), path) from error
         raise
     # The new name is on the disk only once the directory is; some file systems cannot do that.
     with contextlib.suppress(OSError):
