@@ -1,7 +1,6 @@
 """tools/check_dataset.py: what it prints and writes, its exit status, and the user's mistakes."""
 
 import json
-import logging
 import re
 import runpy
 import sys
@@ -10,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 
 from offseg_d2.data.inspection import check_datasets, format_report, plot_classes
 from offseg_d2.data.inspection.check import ClassStatistics, DatasetReport
@@ -19,16 +17,7 @@ from tests.common import ROOT
 from tests.data.checked import CLASSES, NAMES, PLANTS, plant, write_folder
 from tests.data.common import write_camvid, write_label
 
-
-@pytest.fixture(autouse=True)
-def loggers():
-    """Leaves the logger as it was; the script sets it up for its process."""
-    logger = logging.getLogger("offseg_d2")
-    before = list(logger.handlers)
-    setup_logger.cache_clear()
-    yield
-    setup_logger.cache_clear()
-    logger.handlers, logger.propagate = before, True
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Each benchmark's configuration trains and evaluates from end to end, with a small model."""
 
-import logging
 import math
 import os
 import runpy
@@ -10,14 +9,12 @@ from typing import Any
 
 import pytest
 import yaml
-from detectron2.utils.logger import setup_logger
 
 from offseg_d2.data.datasets import datasets_root
 from tests.common import ROOT, SMALL_OFFSEG
 from tests.data.datasets import common
 
 REAL_ROOT = os.path.abspath(datasets_root())
-LOGGERS = ("fvcore", "detectron2", "offseg_d2")
 BASE = ROOT / "configs" / "base"
 SIDE = 64  # of the crops and windows, in pixels
 SMALL_MODEL = {
@@ -42,11 +39,8 @@ SETTINGS: dict[str, Any] = {
 
 
 @pytest.fixture
-def train_net(tmp_path) -> Callable[..., Any]:
+def train_net(tmp_path, loggers) -> Callable[..., Any]:
     """Calls tools/train_net.py's main for a benchmark; returns the results of the evaluation."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
-    before = [(logger, list(logger.handlers), logger.level) for logger in loggers]
-    setup_logger.cache_clear()
     main = runpy.run_path(str(ROOT / "tools/train_net.py"), run_name="train_net")["main"]
 
     def call(benchmark: str, *flags: str, **options: Any) -> Any:
@@ -57,13 +51,7 @@ def train_net(tmp_path) -> Callable[..., Any]:
         pairs = [str(entry) for key_value in settings.items() for entry in key_value]
         return main(["--config-file", str(config), *flags, *pairs])
 
-    yield call
-    setup_logger.cache_clear()
-    for logger, handlers, level in before:
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-        logger.handlers, logger.propagate = handlers, True
-        logger.setLevel(level)
+    return call
 
 
 def train_and_evaluate(train_net, run: Path, benchmark: str, **options: Any) -> None:

@@ -90,7 +90,7 @@ def test_one_process_needs_no_wrapper():
     assert create_ddp_model(model, torch.device("cpu")) is model
 
 
-def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_loggers, monkeypatch):
+def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, loggers, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     cfg = make_cfg("MODEL.DEVICE", "cuda", "OUTPUT_DIR", str(tmp_path))
     args = argparse.Namespace(eval_only=False)
@@ -104,7 +104,7 @@ def test_set_up_run_fixes_device_and_seed_and_writes_both(tmp_path, quiet_logger
     assert "Environment" in (tmp_path / "log.txt").read_text()
 
 
-def test_tf32_is_chosen_by_key(tmp_path, quiet_loggers):
+def test_tf32_is_chosen_by_key(tmp_path, loggers):
     for wanted in (True, False):
         cfg = make_cfg("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "SOLVER.TF32", wanted)
         setup_run(cfg, argparse.Namespace(eval_only=True))
@@ -121,7 +121,7 @@ def test_tf32_is_chosen_by_key(tmp_path, quiet_loggers):
     ],
 )
 def test_processes_on_the_cpu_need_a_backend_for_it(
-    tmp_path, quiet_loggers, monkeypatch, world_size, backend, device, refused
+    tmp_path, loggers, monkeypatch, world_size, backend, device, refused
 ):
     monkeypatch.setattr(engine_defaults.comm, "get_world_size", lambda: world_size)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
@@ -132,7 +132,7 @@ def test_processes_on_the_cpu_need_a_backend_for_it(
     assert (tmp_path / "config.yaml").exists() != refused
 
 
-def test_evaluation_keeps_the_configuration_of_the_run(tmp_path, quiet_loggers):
+def test_evaluation_keeps_the_configuration_of_the_run(tmp_path, loggers):
     (tmp_path / "config.yaml").write_text("# trained with\n")
     setup_run(make_cfg("OUTPUT_DIR", str(tmp_path)), argparse.Namespace(eval_only=True))
     assert (tmp_path / "config.yaml").read_text() == "# trained with\n"

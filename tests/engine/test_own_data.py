@@ -13,7 +13,7 @@ from offseg_d2.engine import Trainer, evaluate, setup_run
 from offseg_d2.inference.predictor import Predictor
 from tests.common import ROOT, SMALL_OFFSEG, offseg_config
 
-pytestmark = pytest.mark.usefixtures("quiet_loggers")
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 @pytest.fixture

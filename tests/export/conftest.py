@@ -1,10 +1,8 @@
 """Exported files that several tests use; each export takes seconds."""
 
-import logging
 from pathlib import Path
 
 import pytest
-from detectron2.utils.logger import setup_logger
 
 from offseg_d2.export import export_onnx, export_torch
 from tests.export.tiny import prepared
@@ -37,16 +35,3 @@ def fixed_onnx(tmp_path_factory):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     return written(tmp_path_factory, export_onnx, input_type="uint8", size=(70, 90), batch=2)
-
-
-@pytest.fixture
-def loggers():
-    """Leaves the loggers as they were; the scripts set them up for their process."""
-    names = ("fvcore", "detectron2", "offseg_d2")
-    before = {name: list(logging.getLogger(name).handlers) for name in names}
-    setup_logger.cache_clear()
-    yield
-    setup_logger.cache_clear()
-    for name in names:
-        logging.getLogger(name).handlers = before[name]
-        logging.getLogger(name).propagate = True

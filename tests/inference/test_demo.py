@@ -1,6 +1,5 @@
 """tools/demo.py and tools/make_demo.py: pictures of files, and the user's mistakes."""
 
-import logging
 import re
 import runpy
 import sys
@@ -12,7 +11,6 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from detectron2.utils.logger import setup_logger
 
 from offseg_d2.checkpoint import CheckpointError
 from offseg_d2.commands import make_demo as make_demo_command
@@ -26,7 +24,6 @@ from offseg_d2.inference.predictor import Predictor, find_images, output_paths
 from tests.common import ROOT, SMALL_OFFSEG, seed_all
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
-LOGGERS = ("fvcore", "detectron2", "offseg_d2")
 # The images below are 96x64; the network sees them at half size.
 SMALL = (*SMALL_OFFSEG[:-2], "INPUT.RESIZE.SCALE_TEST", [48, 32])
 
@@ -52,16 +49,7 @@ def images(tmp_path) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def loggers():
-    """Leaves the loggers as they were; the scripts set them up for their process."""
-    before = {name: list(logging.getLogger(name).handlers) for name in LOGGERS}
-    setup_logger.cache_clear()
-    yield
-    setup_logger.cache_clear()
-    for name in LOGGERS:
-        logging.getLogger(name).handlers = before[name]
-        logging.getLogger(name).propagate = True
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 @pytest.fixture

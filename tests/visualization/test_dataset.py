@@ -1,6 +1,5 @@
 """tools/view_dataset.py: pictures of ground truth and of training batches."""
 
-import logging
 import re
 import runpy
 import sys
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.data import Metadata, MetadataCatalog
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from offseg_d2.data import build_train_loader
@@ -29,15 +27,7 @@ CONFIG = ROOT / "configs/camvid/offseg_t_offset_cpu.yaml"
 AUGMENTED = ("camvid_val", "--augmented", "--config-file", CONFIG)
 
 
-@pytest.fixture(autouse=True)
-def loggers():
-    """Leaves the logger as it was; the script sets it up for its process."""
-    logger = logging.getLogger("offseg_d2")
-    before = list(logger.handlers)
-    setup_logger.cache_clear()
-    yield
-    setup_logger.cache_clear()
-    logger.handlers, logger.propagate = before, True
+pytestmark = pytest.mark.usefixtures("loggers")
 
 
 @pytest.fixture

@@ -1,8 +1,6 @@
 """Terms of the offsets on an image, and the picture of them."""
 
 import dataclasses
-import subprocess
-import sys
 
 import cv2
 import numpy as np
@@ -12,6 +10,7 @@ from detectron2.data import Metadata
 from detectron2.modeling import build_model
 from torch import nn
 
+from offseg_d2.commands import visualize_offsets
 from offseg_d2.config import load_config
 from offseg_d2.inference.offset_views import find_class, shown_pixel
 from offseg_d2.modeling.offset_learning import OffsetLearning
@@ -214,7 +213,7 @@ def test_class_is_found_by_name_and_by_number():
         find_class("rode", METADATA)
 
 
-def test_tool_draws_a_picture_and_reports_mistakes_in_one_line(tmp_path):
+def test_command_draws_a_picture_and_reports_mistakes_in_one_line(tmp_path, capsys, loggers):
     config = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
     options = [*SMALL_OFFSEG[:-2], "INPUT.RESIZE.SCALE_TEST", [48, 32], "MODEL.DEVICE", "cpu"]
     seed_all()
@@ -223,17 +222,16 @@ def test_tool_draws_a_picture_and_reports_mistakes_in_one_line(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image)
 
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / "tools/visualize_offsets.py")]
-        command += ["--config-file", str(config), "--input", str(tmp_path / "a.png"), *arguments]
+    def call(*arguments: str) -> int:
+        command = ["--config-file", str(config), "--input", str(tmp_path / "a.png"), *arguments]
         command += ["--output", str(tmp_path / "out" / "offsets.png")]
         command += ["--opts", "MODEL.WEIGHTS", str(tmp_path / "model.pth")]
-        command += [str(option) for option in options]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        with pytest.raises(SystemExit) as stop:
+            visualize_offsets.main([*command, *map(str, options)])
+        return stop.value.code or 0
 
-    mistaken = call("--class", "nonsense")
-    assert mistaken.returncode == 2
-    assert mistaken.stderr.splitlines()[-1].startswith("error: `--class` must name one of the 8")
-    drawn = call("--pixel", "3", "4")
-    assert drawn.returncode == 0, drawn.stderr
+    assert call("--class", "nonsense") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: `--class` must name one of the 8")
+    assert call("--pixel", "3", "4") == 0
     assert cv2.imread(str(tmp_path / "out" / "offsets.png")).shape[2] == 3
