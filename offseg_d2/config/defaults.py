@@ -4,46 +4,7 @@ One line of meaning per key. Keys of Detectron2 keep their Detectron2 meaning; t
 default value changes are listed at the end of :func:`add_offseg_config`.
 """
 
-import functools
-
 from detectron2.config import CfgNode as CN
-from detectron2.config import get_cfg
-
-# Keys of Detectron2 that have no effect here -> what has.
-WITHOUT_EFFECT = {
-    "INPUT.RANDOM_FLIP": "INPUT.FLIP_PROBABILITY",
-    "INPUT.MIN_SIZE_TEST": "INPUT.RESIZE.SCALE_TEST",
-    "INPUT.MAX_SIZE_TEST": "INPUT.RESIZE.SCALE_TEST",
-    "DATALOADER.REPEAT_THRESHOLD": "",
-    "SOLVER.REFERENCE_WORLD_SIZE": "SOLVER.IMS_PER_BATCH and SOLVER.BASE_LR",
-    "SOLVER.MOMENTUM": "SOLVER.BETAS",
-    "SOLVER.NESTEROV": "",
-    # the table of parameter groups decides
-    "SOLVER.BIAS_LR_FACTOR": "SOLVER.PARAM_GROUPS",
-    "SOLVER.WEIGHT_DECAY_BIAS": "SOLVER.PARAM_GROUPS",
-    "SOLVER.WEIGHT_DECAY_NORM": "SOLVER.PARAM_GROUPS",
-    "TEST.EXPECTED_RESULTS": "",
-    "TEST.AUG.ENABLED": "TEST.SEM_SEG.TTA.ENABLED",
-    "TEST.AUG.MIN_SIZES": "TEST.SEM_SEG.TTA.RATIOS",
-    "TEST.AUG.FLIP": "TEST.SEM_SEG.TTA.FLIP",
-    "TEST.PRECISE_BN.ENABLED": "",
-    "VIS_PERIOD": "TEST.SEM_SEG.NUM_PICTURES",
-}
-
-
-def keys_without_effect(cfg: CN) -> list[str]:
-    """Sentences on keys of Detectron2 that have another value than its default, but no effect."""
-    defaults = get_cfg()
-    changed = [key for key in WITHOUT_EFFECT if _value(cfg, key) != _value(defaults, key)]
-    return [
-        f"`{key}` has no effect here"
-        + (f"; use `{other}`." if (other := WITHOUT_EFFECT[key]) else ".")
-        for key in changed
-    ]
-
-
-def _value(cfg: CN, key: str) -> object:
-    return functools.reduce(getattr, key.split("."), cfg)
 
 
 def add_offseg_config(cfg: CN) -> None:

@@ -26,7 +26,7 @@ from detectron2.utils.events import (
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from offseg_d2.config import ConfigError, keys_without_effect
+from offseg_d2.config import ConfigError, trace_reads, unread_keys
 from offseg_d2.data import adapt_to_folders, balance_class_weights
 from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
@@ -57,16 +57,14 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         ConfigError: if the processes cannot exchange tensors of ``MODEL.DEVICE``.
         FileNotFoundError, ValueError: a dataset cannot be used.
     """
+    cfg = trace_reads(cfg)
     _check_backend(cfg)
-    cfg = cfg.clone()
     cfg.defrost()
     rank = comm.get_rank()
     open_run_log(cfg.OUTPUT_DIR, rank)
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info(), extra=FILE_ONLY)
     logger.info("Command line: %s", args)
-    for sentence in keys_without_effect(cfg):
-        logger.warning("%s", sentence)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
     if not args.eval_only:
@@ -89,6 +87,13 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
         write_atomically(path, cfg.dump().encode())
     return cfg
+
+
+def warn_of_unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> None:
+    """Name, in one warning, all keys of a run that were changed but that nothing has read."""
+    names = unread_keys(cfg, eval_only=eval_only)
+    if names and comm.is_main_process():
+        logger.warning("These keys have no effect in this run: %s.", ", ".join(names))
 
 
 def _check_backend(cfg: CfgNode) -> None:

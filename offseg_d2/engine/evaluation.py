@@ -42,7 +42,7 @@ from offseg_d2.evaluation import (
 from offseg_d2.modeling import build_evaluation_model
 from offseg_d2.utils.io import write_atomically
 
-from .defaults import software_versions
+from .defaults import software_versions, warn_of_unread_keys
 from .saved_predictions import build_saving_model
 
 logger = logging.getLogger(__name__)
@@ -259,6 +259,7 @@ def evaluate(
         results[name] = run_test(own_cfg, network, evaluator, build_loader=build_loader)
         if network is not predicting:
             network.log()
+    warn_of_unread_keys(cfg, eval_only=True)
     return results[name] if len(results) == 1 else results
 
 

@@ -42,6 +42,17 @@ class LearningRateHook(HookBase):
         self.scheduler.step()
 
 
+class FirstStepHook(HookBase):
+    """Calls a function after the first iteration, when everything for the others is built."""
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self.function = function
+
+    def after_step(self) -> None:
+        if self.trainer.iter == self.trainer.start_iter:
+            self.function()
+
+
 class CheckpointHook(HookBase):
     """Writes a checkpoint every ``period`` iterations, and ``model_final`` after the last."""
 

@@ -36,10 +36,11 @@ from .defaults import (
     create_ddp_model,
     default_writers,
     software_versions,
+    warn_of_unread_keys,
 )
 from .ema import WeightAverage, WeightAverageHook
 from .evaluation import build_evaluator, check_folder_names, on_all_images, run_test
-from .hooks import CheckpointHook, EvaluationHook, LearningRateHook
+from .hooks import CheckpointHook, EvaluationHook, FirstStepHook, LearningRateHook
 from .model_options import apply_model_options
 from .progress import OffsetLengthHook, ProgressHook, ValidationPictures
 from .run_length import fit_run_length
@@ -156,6 +157,7 @@ class Trainer(TrainLoop):
             *([WeightAverageHook(self.average)] if self.average else []),
             CheckpointHook(self.save_checkpoint, cfg.SOLVER.CHECKPOINT_PERIOD),
             StopOnSignalHook(self.save_checkpoint),
+            FirstStepHook(lambda: warn_of_unread_keys(cfg)),
         ]
         for name in cfg.DATASETS.TEST:  # now, not after hours at the first evaluation
             require_registered(name, "DATASETS.TEST")

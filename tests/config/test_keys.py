@@ -3,9 +3,17 @@
 import re
 from pathlib import Path
 
+import pytest
 from detectron2.config import get_cfg
 
-from offseg_d2.config import add_offseg_config, defaults, keys_without_effect, load_config
+from offseg_d2.config import (
+    add_offseg_config,
+    defaults,
+    load_config,
+    reads,
+    trace_reads,
+    unread_keys,
+)
 from tests.config.test_load import at, keys_of
 
 
@@ -52,22 +60,43 @@ def _source_of(function: str) -> str:
     return source.split(f"def {function}")[1].split("\ndef ")[0]
 
 
-def test_keys_of_detectron2_without_effect_are_named_where_they_are_set():
-    assert keys_without_effect(load_config("")) == []
-    every = load_config("")
-    for key in defaults.WITHOUT_EFFECT:
-        *groups, name = key.split(".")
-        node = at(every, ".".join(groups)) if groups else every
-        node[name] = "vertical" if node[name] == "horizontal" else (node[name] or 0, 1)
-    assert len(keys_without_effect(every)) == len(defaults.WITHOUT_EFFECT)
-    changed = load_config("", ["VIS_PERIOD", "5", "SOLVER.NESTEROV", "True"])
-    assert keys_without_effect(changed) == [
-        "`SOLVER.NESTEROV` has no effect here.",
-        "`VIS_PERIOD` has no effect here; use `TEST.SEM_SEG.NUM_PICTURES`.",
+def test_changed_keys_that_nothing_reads_are_named():
+    cfg = trace_reads(load_config("", ["SOLVER.NESTEROV", "True", "VIS_PERIOD", "5"]))
+    assert unread_keys(cfg) == [
+        "`SOLVER.NESTEROV`",
+        "`VIS_PERIOD` (use `TEST.SEM_SEG.NUM_PICTURES`)",
     ]
+    assert cfg.SOLVER.NESTEROV  # a read
+    assert unread_keys(cfg) == ["`VIS_PERIOD` (use `TEST.SEM_SEG.NUM_PICTURES`)"]
+
+
+def test_reads_through_copies_and_parts_count():
+    cfg = trace_reads(load_config("", ["MODEL.RESNETS.DEPTH", "101", "MODEL.MIT.VARIANT", "b1"]))
+    other = cfg.clone()
+    assert other.MODEL.RESNETS.DEPTH == 101
+    assert unread_keys(cfg) == unread_keys(other) == ["`MODEL.MIT.VARIANT`"]
+    part = cfg.MODEL.MIT.clone()
+    assert part.VARIANT == "b1"
+    assert unread_keys(cfg) == []
+
+
+def test_a_traced_configuration_is_the_same_one():
+    cfg = load_config("", ["MODEL.MIT.VARIANT", "b1"])
+    traced = trace_reads(cfg)
+    assert traced == cfg and traced.dump() == cfg.dump() and traced.is_frozen() == cfg.is_frozen()
+    traced.defrost()
+    traced.merge_from_list(["MODEL.MIT.VARIANT", "b2"])
+    assert cfg.MODEL.MIT.VARIANT == "b1"
+    with pytest.raises(AttributeError):
+        traced.MODEL.ABSENT  # noqa: B018
+    assert unread_keys(cfg) == []  # nobody has traced this one
+
+
+def test_an_evaluation_looks_at_the_keys_of_model_and_test_alone():
+    cfg = trace_reads(load_config("", ["SOLVER.NESTEROV", "True", "TEST.AUG.FLIP", "False"]))
+    assert unread_keys(cfg, eval_only=True) == ["`TEST.AUG.FLIP` (use `TEST.SEM_SEG.TTA.FLIP`)"]
 
 
 def test_what_should_be_used_instead_is_a_key():
     known = set(keys_of(load_config("")))
-    for other in defaults.WITHOUT_EFFECT.values():
-        assert set(other.split(" and ") if other else []) <= known
+    assert {*reads._INSTEAD, *reads._INSTEAD.values()} <= known

@@ -65,6 +65,7 @@ def train_and_evaluate(train_net, run: Path, benchmark: str, **options: Any) -> 
     assert 0 <= scores["mIoU"] <= 100 and math.isfinite(scores["mIoU"])
     for key in ("mIoU", "mACC", "pACC"):
         assert again[key] == scores[key]
+    assert "have no effect" not in (run / "log.txt").read_text()  # of keys in our own recipes
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,19 @@ def test_run_names_its_files_and_results(train, tmp_path):
     assert run.best == run.last
 
 
+def test_keys_that_nothing_reads_are_named_once_after_the_first_iteration(train, tmp_path):
+    dead = {"SOLVER.NESTEROV": True, "MODEL.SWIN.VARIANT": "b", "TEST.EXPECTED_RESULTS": [["a"]]}
+    train(changes={**dead, "SOLVER.STEPS": (2, 4)})
+    log = (tmp_path / "run/log.txt").read_text()
+    (line,) = [line for line in log.splitlines() if "have no effect in this run" in line]
+    assert all(f"`{key}`" in line for key in (*dead, "SOLVER.STEPS"))
+    assert log.index(line) < log.index("iter: 1 ")
+    train(
+        changes={"SOLVER.STEPS": (2, 4), "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}, name="b"
+    )
+    assert "`SOLVER.STEPS`" not in (tmp_path / "b/log.txt").read_text()
+
+
 def test_resume_goes_on(train, tmp_path):
     train()
     train(changes={"SOLVER.MAX_ITER": 8}, resume=True)
