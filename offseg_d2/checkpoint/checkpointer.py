@@ -14,7 +14,6 @@ Differences from Detectron2's ``DetectionCheckpointer``, whose interface stays:
 import contextlib
 import logging
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,12 +25,14 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from offseg_d2.utils.io import remove_temporary_files, write_atomically
 
 from .class_names import check_class_names
 from .conversion import convert_for_model
-from .entries import check_entries
+from .entries import check_entries, check_optimizer
+from .last_layer import check_last_layer
 from .published import describe_missing_weights
 from .run_folder import (
     PERIODIC_NAME,
@@ -48,12 +49,6 @@ from .safe_load import (
 from .state_dicts import check_fit, to_state_dict
 
 logger = logging.getLogger(__name__)
-
-# Of the last layer: the configuration can leave them out of a model, which would change scores.
-_OFFSET_WEIGHTS = re.compile(
-    r"(^|\.)(classifier|predictor|mask_predictor)\.(norm|offset_learning)\."
-)
-_CLASS_NORM = re.compile(r"(^|\.)(classifier|predictor)\.norm\.")
 
 # Renames the entries of an external state dict to those of the model; its own stay.
 StateDictConverter = Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]]
@@ -224,6 +219,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                     f"Checkpoint file `{path}` must be of this configuration to be resumed from, "
                     f"but its entry `{key}` does not fit: {error}.{self._frozen_hint(key)}"
                 ) from error
+            if isinstance(checkpointable, Optimizer):
+                check_optimizer(path, key, checkpointable)
         names = (PERIODIC_NAME.fullmatch(name) for name in sorted(os.listdir(self.save_dir)))
         self._periodic = [
             match.group() for match in names if match and int(match[1]) <= data["iteration"]
@@ -319,36 +316,14 @@ class SafeCheckpointer(DetectionCheckpointer):
         incompatible = super()._load_model(
             {**checkpoint, "model": state_dict, "matching_heuristics": heuristics}
         )
-        missing = incompatible.missing_keys
-        self._check_class_norm(state_dict, missing, incompatible.unexpected_keys)
-        if self._complete and missing:
-            raise CheckpointError(
-                f"Checkpoint file `{self._path}` must hold all weights of the model, but lacks "
-                f"`{missing[0]}` ({len(missing)} such entries). Was it trained with another "
-                "configuration, or is it of a backbone only?"
-            )
-        unused = [k for k in incompatible.unexpected_keys if _OFFSET_WEIGHTS.search(k)]
-        if self._complete and unused:
-            raise CheckpointError(
-                f"Checkpoint file `{self._path}` must fit the model's last layer, but holds "
-                f"`{unused[0]}`, which it has not. Was it trained with other values of "
-                "`MODEL.SEM_SEG_HEAD.CLASS_OFFSET`, `FEATURE_OFFSET` or `CLASS_NORM`?"
-            )
+        check_last_layer(
+            self._path,
+            state_dict,
+            incompatible.missing_keys,
+            incompatible.unexpected_keys,
+            complete=self._complete,
+        )
         return incompatible
-
-    def _check_class_norm(
-        self, state_dict: Mapping[str, Tensor], missing: list[str], unexpected: list[str]
-    ) -> None:
-        """Refuse the class vectors of a model with a norm over them for one without, or reverse."""
-        ours = any(_CLASS_NORM.search(key) for key in missing)
-        theirs = any(_CLASS_NORM.search(key) for key in unexpected)
-        if (ours or theirs) and any(key.endswith("class_representations") for key in state_dict):
-            raise CheckpointError(
-                f"Checkpoint file `{self._path}` must be of a model with "
-                f"`MODEL.SEM_SEG_HEAD.CLASS_NORM` {ours}, but is of one with {theirs}: class "
-                "vectors of one do not fit the other. Change the key, or leave the last layer out "
-                "by `offseg convert --reset-classifier`."
-            )
 
     def _convert(
         self, convert: StateDictConverter, state_dict: dict[str, Tensor]

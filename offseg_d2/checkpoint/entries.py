@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from .safe_load import CheckpointError
 
 
@@ -23,6 +25,8 @@ def _is_best(value: Any) -> bool:
     )
 
 
+# Values of PyTorch's optimizers that have the shape of their parameter.
+_AVERAGES = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 _ENTRIES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "iteration": (_is_count, "a number of iterations"),
     "seed": (_is_count, "a seed"),
@@ -46,6 +50,28 @@ def check_entries(path: str, data: Mapping[Any, Any]) -> None:
             raise CheckpointError(
                 f"Checkpoint file `{path}` must hold {meaning} in its entry `{key}`, but holds "
                 f"{_shown(data[key])}."
+            )
+
+
+def check_optimizer(path: str, key: str, optimizer: Optimizer) -> None:
+    """Check what an optimizer has taken from a checkpoint, which PyTorch itself does not.
+
+    Raises:
+        CheckpointError: a parameter's averages have another shape, or are not all there.
+    """
+    states = [(parameter, state) for parameter, state in optimizer.state.items() if state]
+    for parameter, state in states:
+        wrong = [
+            name
+            for name, value in state.items()
+            if name in _AVERAGES and getattr(value, "shape", None) != parameter.shape
+        ]
+        if wrong or state.keys() != states[0][1].keys():
+            raise CheckpointError(
+                f"Checkpoint file `{path}` must be of this configuration to be resumed from, but "
+                f"its entry `{key}` does not fit: it holds {sorted(map(str, state))} of a "
+                f"parameter of the shape {tuple(parameter.shape)}"
+                + (f", `{wrong[0]}` of another shape." if wrong else ".")
             )
 
 

@@ -28,8 +28,11 @@ def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, without the prefix that DistributedDataParallel adds.
 
     Raises:
-        CheckpointError: if a name is no text, or an entry neither a tensor nor an array of numbers.
+        CheckpointError: if there is none, a name is no text, or an entry is neither a tensor nor
+            an array of numbers.
     """
+    if not entries:
+        raise CheckpointError(f"Checkpoint file `{path}` must hold tensors by name, but is empty.")
     for name, value in entries.items():
         if not isinstance(name, str):
             raise CheckpointError(
@@ -44,9 +47,15 @@ def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
             )
     wrapped = all(name.startswith("module.") for name in entries)
     return {
-        name.removeprefix("module.") if wrapped else name: torch.as_tensor(value)
+        name.removeprefix("module.") if wrapped else name: _as_tensor(value)
         for name, value in entries.items()
     }
+
+
+def _as_tensor(value: Tensor | np.ndarray) -> Tensor:
+    if isinstance(value, Tensor):
+        return value
+    return torch.as_tensor(value.astype(value.dtype.newbyteorder("="), copy=False))
 
 
 def check_fit(

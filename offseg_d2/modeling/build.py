@@ -33,6 +33,12 @@ def build_model(cfg: CfgNode) -> nn.Module:
         )
     values = sum(parameter.numel() for parameter in model.parameters())
     logger.info("Model %s with %d parameters", cfg.MODEL.META_ARCHITECTURE, values)
+    if cfg.MODEL.BACKBONE.FREEZE_AT:
+        frozen = sum(p.numel() for p in backbone.parameters() if not p.requires_grad)
+        logger.info(
+            "`MODEL.BACKBONE.FREEZE_AT` is %d: %d of them are not trained",
+            *(cfg.MODEL.BACKBONE.FREEZE_AT, frozen),
+        )
     return model
 
 

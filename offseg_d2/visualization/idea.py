@@ -5,6 +5,7 @@ All moves are computed by ``OffsetLearning``; in place of learned projections it
 and half of it, so that they can be followed by eye.
 """
 
+import io
 import math
 
 import torch
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from offseg_d2.modeling import OffsetLearning
+from offseg_d2.utils.io import write_atomically
 
 COLORS, MARKERS = ("#0072B2", "#D55E00", "#009E73"), ("o", "^", "s")
 DIRECTIONS = torch.tensor([[0.0, 1.0], [-(0.75**0.5), -0.5], [0.75**0.5, -0.5]])  # of the classes
@@ -80,5 +82,7 @@ def draw_idea(path: str) -> None:
         ax.set(xlim=(-RANGE, RANGE), ylim=(-RANGE, RANGE), xticks=[], yticks=[], aspect="equal")
         ax.set_title(title, fontsize=15)
     figure.text(0.04, 0.012, CAPTION, fontsize=11, linespacing=1.4)
-    figure.savefig(path)
-    Image.open(path).convert("RGB").quantize(96).save(path, optimize=True)
+    drawn, few_colors = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png")
+    Image.open(drawn).convert("RGB").quantize(96).save(few_colors, "PNG", optimize=True)
+    write_atomically(path, few_colors.getvalue())
