@@ -206,7 +206,11 @@ def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
 
 def _register(name: str, root: str, split: str, classes: Sequence[str] | str | None) -> None:
     metadata = MetadataCatalog.get(name)
-    for key in ("label_colors", "refresh_label_map"):  # of an earlier registration by this name
+    for key in (
+        "label_colors",
+        "ignored_colors",
+        "refresh_label_map",
+    ):  # of an earlier registration by this name
         vars(metadata).pop(key, None)
     coco = find_coco_files(root)
     if coco:
@@ -218,6 +222,7 @@ def _register(name: str, root: str, split: str, classes: Sequence[str] | str | N
     metadata.folder_root = root
     if table.has_palette:
         metadata.label_colors = [color for _, color in table.classes]
+        metadata.ignored_colors = table.ignored_colors
 
 
 def _folder(name: str, root: str, split: str, table: ClassTable) -> SemSegFolder:
