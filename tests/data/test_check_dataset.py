@@ -271,6 +271,20 @@ def test_colours_of_a_folder_without_classes_are_proposed_and_then_read(tool, tm
     assert re.search(r"ignored.* 2 ", printed)
 
 
+def test_other_split_of_a_folder_without_splits_is_no_finding(tool, tmp_path):
+    (tmp_path / "classes.txt").write_text("wall\n")
+    for index in range(12):
+        write_label(tmp_path / f"annotations/{index}.png", np.zeros((2, 3)))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.full((2, 3, 3), index, np.uint8))
+    names = [f"folder:{tmp_path}:train", f"folder:{tmp_path}:val"]
+    status, printed, _ = tool(*names)
+    assert status == 0 and printed.count("clean, 0 warnings") == 2
+    write_label(tmp_path / "annotations/left.png", np.zeros((2, 3)))
+    status, printed, _ = tool(*names)
+    assert status == 1 and re.search(r"images that are not there\n.*left\.", printed)
+
+
 def test_colours_that_are_no_mask_are_refused(tool, tmp_path):
     noise = np.random.RandomState(0).randint(0, 256, (20, 20, 3))
     write_labels(tmp_path, [noise])

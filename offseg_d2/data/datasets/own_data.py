@@ -220,6 +220,7 @@ def _register(name: str, root: str, split: str, classes: Sequence[str] | str | N
         folder = _folder(name, root, split, table)
         register_split(folder, table.classes, find_root=_no_root)
     metadata.folder_root = root
+    metadata.has_part_of_files = not (coco or split_folders(root))
     if table.has_palette:
         metadata.label_colors = [color for _, color in table.classes]
         metadata.ignored_colors = table.ignored_colors
