@@ -1,4 +1,4 @@
-"""The analyses of a model, each a task with a name; what ``tools/analyze_model.py`` runs.
+"""The analyses of a model, each a task with a name; what ``offseg analyze`` runs.
 
 A task takes a :class:`Subject` and gives the rows of a table, which go to the screen, with the
 task's docstring above them, and to JSON.

@@ -85,7 +85,7 @@ def check_fit(
             f"Checkpoint file `{path}` does not fit the model: `{wrong[0]}` has the shape "
             f"{tuple(state_dict[wrong[0]].shape)} in the file, but "
             f"{tuple(model_state[wrong[0]].shape)} in the model{more}. Is it of another variant "
-            "or another number of classes? (tools/convert_checkpoint.py --reset-classifier leaves "
+            "or another number of classes? (offseg convert --reset-classifier leaves "
             "the last layer out.)"
         )
     alone = sorted(state_dict.keys() ^ model_state.keys())

@@ -24,6 +24,7 @@ class LabelLut(NamedTuple):
     values: np.ndarray  # (256,) uint8: train id of each raw id
     valid: np.ndarray  # (256,) bool: whether the label map holds the raw id
     colors: np.ndarray | None = None  # (K, 3) uint8 RGB of the classes, if masks may have them
+    ignored_colors: np.ndarray = np.zeros((0, 3), dtype=np.uint8)  # RGB, of such masks
 
 
 def count_ids(labels: np.ndarray) -> np.ndarray:
@@ -50,7 +51,7 @@ def read_raw_labels(path: str, lut: LabelLut | None = None) -> np.ndarray:
     colors = None if lut is None else lut.colors
     if raw.ndim == 3:
         equal = (raw == raw[..., :1]).all()
-        if equal and (colors is None or not _are_among(raw, colors)):
+        if equal and (colors is None or not _are_known(raw, lut)):
             return _to_bytes(path, raw[..., 0])
         return _ids_of_colors(path, raw, lut)
     if colors is not None and palette is not None:
@@ -61,15 +62,17 @@ def read_raw_labels(path: str, lut: LabelLut | None = None) -> np.ndarray:
 def _ids_of_palette(path: str, raw: np.ndarray, palette: np.ndarray, lut: LabelLut) -> np.ndarray:
     """Ids (H, W) of an indexed mask: its indices, or the classes of its colours if those differ.
 
-    Ids that are ignored have any colour. Where the colours of all others are those of classes, but
-    in another order, the colours count.
+    Ids that are ignored have any colour, unless colours are ignored, too. Where the colours of all
+    others are those of classes, but in another order, the colours count.
 
     Raises:
         DataFileError: some colours are those of other classes, and others are of none.
     """
-    used = [i for i in np.flatnonzero(count_ids(raw)) if lut.values[i] != IGNORE_LABEL]
-    by_color = [_class_of_color(palette[index], lut.colors) for index in used]
-    by_index = [int(lut.values[index]) for index in used]
+    colors_only = len(lut.ignored_colors) > 0
+    found = np.flatnonzero(count_ids(raw))
+    used = [i for i in found if colors_only or lut.values[i] != IGNORE_LABEL]
+    by_color = [_class_of_color(palette[index], lut) for index in used]
+    by_index = [int(lut.values[index]) if lut.valid[index] else -1 for index in used]
     known = [(a, b) for a, b in zip(by_color, by_index, strict=True) if a >= 0]
     if all(a == b for a, b in known):
         return raw
@@ -85,9 +88,14 @@ def _ids_of_palette(path: str, raw: np.ndarray, palette: np.ndarray, lut: LabelL
     return cv2.LUT(raw, table)
 
 
-def _class_of_color(color: np.ndarray, colors: np.ndarray) -> int:
-    same = np.flatnonzero((colors == color).all(axis=1))
-    return int(same[0]) if len(same) else -1
+def _class_of_color(color: np.ndarray, lut: LabelLut) -> int:
+    return next((i for i, code in _classes_of_codes(lut) if code == color_codes(color)), -1)
+
+
+def _classes_of_codes(lut: LabelLut) -> list[tuple[int, int]]:
+    """Train id and code of each colour that a mask may hold."""
+    ignored = [(IGNORE_LABEL, int(code)) for code in color_codes(lut.ignored_colors)]
+    return [*((i, int(code)) for i, code in enumerate(color_codes(lut.colors))), *ignored]
 
 
 def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.ndarray:
@@ -100,7 +108,7 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.nda
     codes = color_codes(image)
     ids = np.zeros(codes.shape, dtype=np.uint8)
     unknown = np.ones(codes.shape, dtype=bool)
-    for class_id, code in reversed(list(enumerate(color_codes(lut.colors)))):
+    for class_id, code in reversed(_classes_of_codes(lut)):
         is_class = codes == code
         meaning = np.flatnonzero(lut.valid & (lut.values == class_id))
         if len(meaning):
@@ -112,13 +120,15 @@ def _ids_of_colors(path: str, image: np.ndarray, lut: LabelLut | None) -> np.nda
         more = f" and {len(found) - 1} more such colours" if len(found) > 1 else ""
         raise DataFileError(
             f"Label file '{path}' must hold colours of the dataset's palette only, but holds "
-            f"{color} in {counts[0]} pixels{more}."
+            f"{color} in {counts[0]} pixels{more}; 'ignore_label' in classes.json may hold colours "
+            f"to ignore."
         )
     return ids
 
 
-def _are_among(image: np.ndarray, colors: np.ndarray) -> bool:
-    return bool(np.isin(np.unique(color_codes(image)), color_codes(colors)).all())
+def _are_known(image: np.ndarray, lut: LabelLut) -> bool:
+    codes = [code for _, code in _classes_of_codes(lut)]
+    return bool(np.isin(np.unique(color_codes(image)), codes).all())
 
 
 def color_codes(colors: np.ndarray) -> np.ndarray:

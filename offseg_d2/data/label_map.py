@@ -19,13 +19,16 @@ _MAX_IDS_SHOWN = 5
 
 
 def build_lut(
-    label_map: Mapping[int, int], colors: Sequence[Sequence[int]] | None = None
+    label_map: Mapping[int, int],
+    colors: Sequence[Sequence[int]] | None = None,
+    ignored_colors: Sequence[Sequence[int]] = (),
 ) -> LabelLut:
     """Turn ``{raw id: train id}`` into a table; raw ids that are absent become invalid.
 
     Args:
         label_map: both ids in 0..255.
         colors: RGB of each class by train id, for masks that hold colours; None refuses those.
+        ignored_colors: RGB that such masks hold where pixels are to be ignored.
 
     Raises:
         ValueError: an id is no integer in 0..255.
@@ -41,7 +44,10 @@ def build_lut(
                 )
         values[raw_id] = train_id
         valid[raw_id] = True
-    return LabelLut(values, valid, None if colors is None else np.array(colors, dtype=np.uint8))
+    if colors is None:
+        return LabelLut(values, valid)
+    ignored = np.array(ignored_colors, dtype=np.uint8).reshape(-1, 3)
+    return LabelLut(values, valid, np.array(colors, dtype=np.uint8), ignored)
 
 
 def label_lut_of(metadata: Metadata) -> LabelLut:
@@ -50,7 +56,8 @@ def label_lut_of(metadata: Metadata) -> LabelLut:
     Raises:
         ValueError: the metadata has no ``stuff_classes``.
     """
-    return build_lut(label_map_of(metadata), metadata.get("label_colors"))
+    colors = metadata.get("label_colors")
+    return build_lut(label_map_of(metadata), colors, metadata.get("ignored_colors", ()))
 
 
 def read_label_map(path: str, label_map: Mapping[int, int] | LabelLut) -> np.ndarray:
@@ -129,14 +136,19 @@ def joint_metadata(dataset_names: Sequence[str]) -> Metadata:
     if not dataset_names:
         raise ValueError("`DATASETS.TRAIN` must name at least one dataset, but is empty.")
     first, *others = (MetadataCatalog.get(name) for name in dataset_names)
-    expected = (classes_of(first), label_map_of(first), first.get("label_colors"))
+    expected = _definition(first)
     for other in others:
-        if (classes_of(other), label_map_of(other), other.get("label_colors")) != expected:
+        if _definition(other) != expected:
             raise ValueError(
                 f"`DATASETS.TRAIN` must name datasets with the same classes and label map, "
                 f"but '{other.name}' differs from '{first.name}'."
             )
     return first
+
+
+def _definition(metadata: Metadata) -> tuple[object, ...]:
+    colors = (metadata.get("label_colors"), metadata.get("ignored_colors"))
+    return classes_of(metadata), label_map_of(metadata), colors
 
 
 def describe_label_map(metadata: Metadata) -> str:

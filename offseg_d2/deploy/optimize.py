@@ -14,8 +14,8 @@ from offseg_d2.modeling.pixel_decoder.offseg import OffSegPixelDecoder
 
 NO_DEPLOYED_FORM = (
     "only OffSeg (EfficientFormerV2 with OffSegPixelDecoder) has a deployed form; write other "
-    "models to a file with tools/export_model.py and run it with tools/demo.py --onnx FILE "
-    "--runtime openvino"
+    "models to a file with `offseg export` and run it with `offseg demo --onnx FILE "
+    "--runtime openvino`"
 )
 
 

@@ -95,7 +95,7 @@ class ModelDescription:
                 return cls(**{name: _tuples(value) for name, value in fields.items()})
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(
-                f"`{path}` must hold a description by tools/export_model.py, but it cannot be "
+                f"`{path}` must hold a description by `offseg export`, but it cannot be "
                 f"read: {error!r}."
             ) from None
         raise ValueError(

@@ -74,7 +74,7 @@ def _read_description(archive: io.BytesIO, path: str) -> ModelDescription:
             text = members.read(name).decode("utf-8")
     except (ValueError, zipfile.BadZipFile):
         raise ValueError(
-            f"`{path}` must be an archive by tools/export_model.py, but describes no classes."
+            f"`{path}` must be an archive by `offseg export`, but describes no classes."
         ) from None
     return ModelDescription.from_json(text, path)
 

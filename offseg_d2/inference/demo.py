@@ -1,4 +1,4 @@
-"""Drawing predictions of images, videos and cameras: what ``tools/demo.py`` does."""
+"""Drawing predictions of images, videos and cameras: what ``offseg demo`` does."""
 
 import contextlib
 import itertools

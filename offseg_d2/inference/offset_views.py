@@ -1,4 +1,4 @@
-"""Pictures of the offsets from a configuration and images (tools/visualize_offsets.py).
+"""Pictures of the offsets from a configuration and images (``offseg offsets``).
 
 The terms come from :mod:`.visualization.offset_trace`, the picture from `offset_figure` beside it.
 """

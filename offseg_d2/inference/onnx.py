@@ -24,7 +24,7 @@ from offseg_d2.modeling.meta_arch.inference import resize_logits
 
 
 class OnnxSegmenter:
-    """A file by tools/export_model.py at work; called like ``Predictor``.
+    """A file by ``offseg export`` at work; called like ``Predictor``.
 
     Args:
         path: the ONNX file, which describes all that is needed.
@@ -38,7 +38,7 @@ class OnnxSegmenter:
 
     Raises:
         OSError: if the runtime is not installed or the file cannot be read.
-        ValueError: if the file is no ONNX model, or none by tools/export_model.py.
+        ValueError: if the file is no ONNX model, or none by ``offseg export``.
     """
 
     def __init__(self, path: str, **options: Any) -> None:
@@ -47,7 +47,7 @@ class OnnxSegmenter:
         self.session = open_session(content, path, **options)
         if KEY not in self.session.metadata:
             raise ValueError(
-                f"`{path}` must be a model by tools/export_model.py, but describes no classes."
+                f"`{path}` must be a model by `offseg export`, but describes no classes."
             )
         self.description = ModelDescription.from_json(self.session.metadata[KEY], path)
         settings = ImageSettings(self.description.max_value_16_bit, self.description.bands)

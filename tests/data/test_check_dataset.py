@@ -245,6 +245,7 @@ def test_colours_of_a_folder_without_classes_are_proposed_and_then_read(tool, tm
     assert status == 1
     content = proposed(printed)
     assert content == {"classes": ["class 0", "class 1"], "palette": [grey, red]}
+    assert 'without a name: "ignore_label": [[200, 10, 10]]' in printed
     (tmp_path / "classes.json").write_text(json.dumps(content))
     for index in range(2):
         path = tmp_path / f"images/train/{index}.png"
@@ -252,6 +253,25 @@ def test_colours_of_a_folder_without_classes_are_proposed_and_then_read(tool, tm
         cv2.imwrite(str(path), np.full((1, 3, 3), index, np.uint8))
     status, printed, _ = tool(f"folder:{tmp_path}:train")
     assert status == 0 and "class 1" in printed
+    ignoring = {"classes": ["wall"], "palette": [grey], "ignore_label": [red]}
+    (tmp_path / "classes.json").write_text(json.dumps(ignoring))
+    status, printed, _ = tool(f"folder:{tmp_path}/.:train")  # a name that is not yet registered
+    assert status == 0 and re.search(r"wall +4 ", printed)
+    assert re.search(r"ignored.* 2 ", printed)
+
+
+def test_other_split_of_a_folder_without_splits_is_no_finding(tool, tmp_path):
+    (tmp_path / "classes.txt").write_text("wall\n")
+    for index in range(12):
+        write_label(tmp_path / f"annotations/{index}.png", np.zeros((2, 3)))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.full((2, 3, 3), index, np.uint8))
+    names = [f"folder:{tmp_path}:train", f"folder:{tmp_path}:val"]
+    status, printed, _ = tool(*names)
+    assert status == 0 and printed.count("clean, 0 warnings") == 2
+    write_label(tmp_path / "annotations/left.png", np.zeros((2, 3)))
+    status, printed, _ = tool(*names)
+    assert status == 1 and re.search(r"images that are not there\n.*left\.", printed)
 
 
 def test_colours_that_are_no_mask_are_refused(tool, tmp_path):

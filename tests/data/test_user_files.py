@@ -141,7 +141,7 @@ def test_colours_that_the_palette_lacks_are_counted(tmp_path):
     colors = COLORS.copy()
     colors[0, :2] = (1, 2, 3)
     Image.fromarray(colors).save(tmp_path / "a.png")
-    with pytest.raises(DataFileError, match=r"a\.png'.*holds \[1, 2, 3\] in 2 pixels\.$"):
+    with pytest.raises(DataFileError, match=r"a\.png'.*holds \[1, 2, 3\] in 2 pixels; 'ignore_l"):
         read_label_map(str(tmp_path / "a.png"), build_lut({0: 0, 1: 1, 2: 2}, PALETTE))
 
 
@@ -187,6 +187,27 @@ def test_grey_colours_of_the_palette_are_colours(tmp_path, palette, colors, expe
     Image.fromarray(np.array([colors], np.uint8)).save(tmp_path / "a.png")
     lut = build_lut({0: 0, 1: 1}, palette)
     assert read_label_map(str(tmp_path / "a.png"), lut).tolist() == [expected]
+
+
+def test_ignored_colours_of_masks(tmp_path):
+    table = class_table(
+        {"classes": ["a", "b"], "palette": PALETTE[1:], "ignore_label": [PALETTE[0], [9, 9, 9]]},
+        "x",
+    )
+    assert table.label_map == {0: 0, 1: 1, 255: 255}
+    lut = build_lut(table.label_map, PALETTE[1:], table.ignored_colors)
+    expected = [[255, 0, 1], [1, 0, 255]]
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    assert read_label_map(str(tmp_path / "a.png"), lut).tolist() == expected
+    Image.fromarray(np.full((2, 3, 3), 9, np.uint8)).save(tmp_path / "a.png")  # greys are colours
+    assert (read_label_map(str(tmp_path / "a.png"), lut) == 255).all()
+    path = write_indexed(tmp_path / "a.png", IDS, PALETTE)  # in another order than the classes
+    assert read_label_map(path, lut).tolist() == expected
+    path = write_indexed(tmp_path / "a.png", [[0, 1, 2]], [*PALETTE[1:], PALETTE[0]])
+    assert read_label_map(path, lut).tolist() == [[0, 1, 255]]
+    path = write_indexed(tmp_path / "a.png", [[0, 1, 2]], [*PALETTE[1:], [7, 7, 7]])
+    with pytest.raises(DataFileError, match=r"a\.png' must hold ids of the label map"):
+        read_label_map(path, lut)
 
 
 def test_two_files_of_one_name_are_refused(tmp_path):

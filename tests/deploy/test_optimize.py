@@ -126,7 +126,7 @@ def test_training_mode_is_refused_before_and_after():
 
 @pytest.mark.parametrize("model", ["segformer_b0", "mask2former_offseg_t"])
 def test_models_without_a_deployed_form_are_refused(model):
-    with pytest.raises(ValueError, match=r"only OffSeg .* tools/demo.py --onnx FILE"):
+    with pytest.raises(ValueError, match=r"only OffSeg .* `offseg demo --onnx FILE"):
         optimize(build_offseg(model=model).eval())
 
 

@@ -50,7 +50,6 @@ _SHORT_TRAINING = (
 )
 # Command -> words that keep it short.
 SHORT = {
-    "tools/train_net.py": _SHORT_TRAINING,
     "offseg train": _SHORT_TRAINING,
     "offseg web": ("--port", "0"),
 }
@@ -66,7 +65,7 @@ MODELS = {
 }
 FOUND = [(name_of(page), line) for page in PAGES for line in command_lines(page)]
 RUN = [pair for pair in FOUND if not any(pair[0] == x or pair[1].startswith(x) for x in LEFT_OUT)]
-QUICK = [line for _, line in RUN if re.match(r"offseg (check|view) ", line)]
+QUICK = [x for p, x in RUN if p == "README.md" and re.match(r"offseg (check|view) ", x)]
 
 
 def test_tables_speak_of_commands_that_there_are():
@@ -145,7 +144,7 @@ def test_command_runs_to_its_end(workspace, page, line):
         line = line.replace(text, here)
     for script, words in SHORT.items():
         line += f" {shlex.join(words)}" if script in line else ""
-    if any(x in line for x in ("train_net.py", "offseg train")) and "MODEL.WEIGHTS" not in line:
+    if "offseg train" in line and "MODEL.WEIGHTS" not in line:
         line += " MODEL.WEIGHTS ''"  # instead of a backbone's, which has to be downloaded
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     environment["DETECTRON2_DATASETS"] = str(workspace / "datasets")
@@ -167,6 +166,6 @@ def test_command_runs_to_its_end(workspace, page, line):
                 process.send_signal(signal.SIGINT)
                 break
     said += process.communicate()[0]
-    allowed = {0, 1} if re.search("check_dataset|offseg_d2 check", line) else {0}
+    allowed = {0, 1} if "offseg_d2 check" in line else {0}
     assert process.returncode in allowed, f"{line}\n{said[-3000:]}"
     assert "Traceback" not in said, said[-3000:]

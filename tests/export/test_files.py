@@ -189,5 +189,5 @@ def test_other_archives_are_refused_unopened(kind, tmp_path, monkeypatch):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data/sample_inputs/model.pt", b"what would run")
     monkeypatch.setattr(torch.export, "load", lambda *_: pytest.fail("it was loaded"))
-    with pytest.raises(ValueError, match=r"other\.pt2` must be an archive by tools/export_model"):
+    with pytest.raises(ValueError, match=r"other\.pt2` must be an archive by `offseg export`"):
         load_torch(str(path))

@@ -114,7 +114,7 @@ def test_other_files_are_refused(kind, tmp_path, fixed_onnx, runtime):
         path.write_bytes(model.SerializeToString())
     error, message = {
         "text": (ValueError, r"other\.onnx` must be an ONNX model"),
-        "undescribed": (ValueError, r"other\.onnx` must be a model by tools/export_model"),
+        "undescribed": (ValueError, r"other\.onnx` must be a model by `offseg export`"),
         "absent": (OSError, "other"),
     }[kind]
     with pytest.raises(error, match=message):

@@ -7,7 +7,8 @@ second the value 1, and so on. The value 255 is ignored unless ``label_map`` mak
 
 - ``classes``: the names, by train id (required);
 - ``palette``: a colour [red, green, blue], 0..255, for each class; label files may hold these;
-- ``ignore_label``: a value of the label files, or a list of values, to ignore besides 255;
+- ``ignore_label``: a value of the label files to ignore besides 255, or a list of values and, with
+  a palette, of colours;
 - ``reduce_zero_label``: true if the first class is stored as 1, the second as 2, and so on, and 0
   is to be ignored; not together with ``label_map``;
 - ``label_map``: an object {value in the label files: train id or 255}, if the values are others
@@ -39,6 +40,7 @@ class ClassTable(NamedTuple):
     classes: list[tuple[str, list[int]]]  # name and RGB colour, by train id
     label_map: dict[int, int]  # value in the label files -> train id; 255 is ignored
     has_palette: bool  # the colours were given, so that masks may hold them
+    ignored_colors: list[list[int]] = []  # that masks may hold besides those
 
 
 def find_class_file(root: str) -> str:
@@ -94,9 +96,10 @@ def class_table(content: Mapping[str, Any], where: str) -> ClassTable:
             f"{where} must give each of its {len(names)} classes a colour [red, green, blue] in "
             f"0..255 in 'palette', but gives {colors!r}."
         )
+    ignored_colors = _ignored_colors(content, given, where)
     label_map = _label_map(content, len(names), where)
     classes = list(zip(names, [list(c) for c in colors], strict=True))
-    return ClassTable(classes, label_map, has_palette=bool(given))
+    return ClassTable(classes, label_map, bool(given), ignored_colors)
 
 
 def _names(names: Any, where: str) -> list[str]:
@@ -126,6 +129,19 @@ def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _ignored_colors(content: Mapping[str, Any], palette: Any, where: str) -> list[list[int]]:
+    given = content.get("ignore_label")
+    colors = [list(v) for v in given if _is_color(v)] if isinstance(given, list) else []
+    taken = [color for color in colors if color in [list(c) for c in palette or ()]]
+    if (colors and not palette) or taken:
+        reason = f"{taken[0]} is that of a class" if taken else "there is no 'palette'"
+        raise ValueError(
+            f"{where} must name colours of no class in 'ignore_label', beside a 'palette', but "
+            f"{reason}."
+        )
+    return colors
+
+
 def _label_map(content: Mapping[str, Any], num_classes: int, where: str) -> dict[int, int]:
     if content.get("reduce_zero_label") and content.get("label_map") is not None:
         raise ValueError(
@@ -140,17 +156,19 @@ def _label_map(content: Mapping[str, Any], num_classes: int, where: str) -> dict
         label_map[0] = _IGNORED
     ignored = content.get("ignore_label")
     for value in ignored if isinstance(ignored, list) else [ignored]:
-        if value is None:
+        if value is None or _is_color(value):
             continue
         if not _is_integer(value) or not 0 <= value <= 255:
             raise ValueError(
-                f"{where} must give 'ignore_label' as values in 0..255, but gives {ignored!r}."
+                f"{where} must give 'ignore_label' as values in 0..255 or as colours [red, green, "
+                f"blue], but gives {ignored!r}."
             )
         if label_map.get(value, _IGNORED) != _IGNORED:
             raise ValueError(
                 f"{where} must not ignore a value that is a class, but 'ignore_label' is "
                 f"{ignored!r} and {value} is class {label_map[value]}; use 'reduce_zero_label' or "
-                f"'label_map' if the classes are stored as other values."
+                f"'label_map' if the classes are stored as other values, and [[0, 0, 0]] for a "
+                f"colour."
             )
         label_map[value] = _IGNORED
     return {_IGNORED: _IGNORED, **label_map}

@@ -206,7 +206,11 @@ def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
 
 def _register(name: str, root: str, split: str, classes: Sequence[str] | str | None) -> None:
     metadata = MetadataCatalog.get(name)
-    for key in ("label_colors", "refresh_label_map"):  # of an earlier registration by this name
+    for key in (
+        "label_colors",
+        "ignored_colors",
+        "refresh_label_map",
+    ):  # of an earlier registration by this name
         vars(metadata).pop(key, None)
     coco = find_coco_files(root)
     if coco:
@@ -216,8 +220,10 @@ def _register(name: str, root: str, split: str, classes: Sequence[str] | str | N
         folder = _folder(name, root, split, table)
         register_split(folder, table.classes, find_root=_no_root)
     metadata.folder_root = root
+    metadata.has_part_of_files = not (coco or split_folders(root))
     if table.has_palette:
         metadata.label_colors = [color for _, color in table.classes]
+        metadata.ignored_colors = table.ignored_colors
 
 
 def _folder(name: str, root: str, split: str, table: ClassTable) -> SemSegFolder:

@@ -99,7 +99,8 @@ def _check(
 ) -> DatasetReport:
     """Check one dataset; ``contents`` (digest -> image file) is shared by all, and added to."""
     metadata = MetadataCatalog.get(name)
-    found = [*_check_definition(metadata), *find_duplicates(name, samples), *find_unused(samples)]
+    unused = find_unused(samples, is_part=metadata.get("has_part_of_files", False))
+    found = [*_check_definition(metadata), *find_duplicates(name, samples), *unused]
     results = _check_files(metadata, samples, workers, settings)
     for sample, result in zip(samples, results, strict=True):
         found += result.faults

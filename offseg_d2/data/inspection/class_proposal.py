@@ -73,24 +73,39 @@ def _describe_colors(root: str, colors: collections.Counter[int]) -> str:
         "classes": [f"class {index}" for index in range(len(rows))],
         "palette": [color for color, _ in rows],
     }
-    return _describe(root, "colour", [(str(color), number) for color, number in rows], content)
+    table = [
+        (name, str(color), n) for name, (color, n) in zip(content["classes"], rows, strict=True)
+    ]
+    text = _describe(root, "colour", table, content)
+    rarest, black = rows[-1][0], [0, 0, 0]
+    example = black if black in content["palette"] else rarest
+    entry = json.dumps({"ignore_label": [example]})[1:-1]
+    return (
+        f"{text}\nA colour that is no class, such as that of unlabelled pixels, is ignored if it "
+        f"moves\nfrom 'palette' to an entry of its own, without a name: {entry}"
+    )
 
 
 def _describe_ids(root: str, ids: np.ndarray) -> str:
     found = [int(value) for value in np.flatnonzero(ids)]
     values = [value for value in found if value != _IGNORED] or found
-    content: dict[str, object] = {"classes": [f"class {index}" for index in range(len(values))]}
+    names = {value: f"class {index}" for index, value in enumerate(values)}
+    content: dict[str, object] = {"classes": list(names.values())}
     if values != list(range(len(values))):
         content["label_map"] = {str(value): index for index, value in enumerate(values)}
-    rows = [(str(value), int(ids[value])) for value in found]
+    rows = [(names.get(value, "ignored"), str(value), int(ids[value])) for value in found]
     text = _describe(root, "value", rows, content)
     return f"{text}\n255 is ignored." if _IGNORED in found and len(found) > 1 else text
 
 
-def _describe(root: str, kind: str, rows: list[tuple[str, int]], content: dict[str, object]) -> str:
-    total = sum(number for _, number in rows)
-    table = [f"{kind:>16} {'pixels':>14} {'share':>8}"]
-    table += [f"{value:>16} {number:>14} {number / total:>8.2%}" for value, number in rows]
+def _describe(
+    root: str, kind: str, rows: list[tuple[str, str, int]], content: dict[str, object]
+) -> str:
+    total = sum(number for _, _, number in rows)
+    table = [f"{'':<9} {kind:>16} {'pixels':>14} {'share':>8}"]
+    table += [
+        f"{name:<9} {value:>16} {number:>14} {number / total:>8.2%}" for name, value, number in rows
+    ]
     entries = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]
     return "\n".join(
         [

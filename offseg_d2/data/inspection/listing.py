@@ -55,11 +55,15 @@ def find_duplicates(name: str, samples: list[Sample]) -> Iterator[Fault]:
         samples = [sample for sample in samples if sample.get(key) not in repeated]
 
 
-def find_unused(samples: list[Sample]) -> Iterator[Fault]:
+def find_unused(samples: list[Sample], is_part: bool = False) -> Iterator[Fault]:
     """Look for files beside those of the samples, in the same folders and with the same endings.
 
     Where every complete pair is used, a file without its counterpart is half a pair that was
     dropped, and a fault. Elsewhere a list chooses what is used, and one line says how much is not.
+
+    Args:
+        samples: of the dataset.
+        is_part: the other pairs of the folders are those of another split.
     """
     pairs = [
         (r["file_name"], r["sem_seg_file_name"])
@@ -80,7 +84,11 @@ def find_unused(samples: list[Sample]) -> Iterator[Fault]:
         for folder, image_folder in image_folder_of.items()
         for stem, path in _unused_files(folder, {label for _, label in endings}, used)
     }
-    if images.keys() & labels.keys():
+    pairs_left = images.keys() & labels.keys()
+    if is_part:
+        images = {key: path for key, path in images.items() if key not in pairs_left}
+        labels = {key: path for key, path in labels.items() if key not in pairs_left}
+    elif pairs_left:
         yield from _summarize_unused([*images.values(), *labels.values()])
         return
     for path in sorted(images.values()):

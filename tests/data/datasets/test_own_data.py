@@ -283,8 +283,17 @@ def test_json_wins_over_text(root):
             {"classes": ["a"], "label_map": {"0": 0}, "reduce_zero_label": True},
             "must have 'reduce_zero_label' or 'label_map', .* but has both",
         ),
-        ({"classes": ["a"], "ignore_label": "void"}, "'ignore_label' as values in 0..255, but"),
+        (
+            {"classes": ["a"], "ignore_label": "void"},
+            "'ignore_label' as values in 0..255 or as colours",
+        ),
         ({"classes": ["a", "b"], "ignore_label": 1}, "'ignore_label' is 1 and 1 is class 1"),
+        ({"classes": ["a"], "ignore_label": [[0, 0, 0]]}, "but there is no 'palette'"),
+        (
+            {"classes": ["a"], "palette": [[0, 0, 9]], "ignore_label": [[0, 0, 9]]},
+            r"but \[0, 0, 9\] is that of a class",
+        ),
+        ({"classes": ["a"], "ignore_label": [0, 0, 0]}, r"\[\[0, 0, 0\]\] for a colour"),
         ({"classes": ["a"], "label_map": {"0": 1}}, "below 1 or 255 in 'label_map', but maps '0'"),
         ({"classes": ["a"], "label_map": {"sky": 0}}, "but maps 'sky' to 0"),
         ({"classes": ["a"], "label_map": [0]}, r"but 'label_map' is \[0\]"),
