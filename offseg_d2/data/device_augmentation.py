@@ -79,8 +79,8 @@ class DeviceAugmentation:
         first = 0
         for augmentation in self.augmentations:
             if isinstance(augmentation, RandomFlip):
-                images = flip(images, rows[:, first], _axis_of(augmentation) - 2)
-                labels = flip(labels, rows[:, first], _axis_of(augmentation) - 2)
+                axis = _axis_of(augmentation) - 2
+                images, labels = flip([images, labels], rows[:, first], axis)
                 first += 1
             else:
                 images = distort(images, rows[:, first : first + 6], red_first=self.red_first)
@@ -93,21 +93,25 @@ def _axis_of(augmentation: RandomFlip) -> int:
     return 1 if augmentation.horizontal else 0
 
 
-def flip(values: Tensor, number: Tensor, axis: int) -> Tensor:
-    """Turn round the first so many rows (axis -2) or columns (axis -1) of each of (B, ..., H, W).
+def flip(maps: Sequence[Tensor], number: Tensor, axis: int) -> list[Tensor]:
+    """Turn round the first so many rows (axis -2) or columns (axis -1).
 
     Args:
-        values: of any type.
+        maps: each (B, ..., H, W), of any type.
         number: (B,) of any type, 0 to turn nothing.
         axis: -2 or -1.
     """
-    length = values.shape[axis]
-    places = torch.arange(length, device=values.device)
+    length = maps[0].shape[axis]
+    places = torch.arange(length, device=number.device)
     number = number.long()[:, None]
     source = torch.where(places < number, number - 1 - places, places)  # (B, length)
-    shape = [1] * values.ndim
-    shape[0], shape[axis] = len(values), length
-    return values.gather(axis, source.view(shape).expand(values.shape))
+    source = source[:, None] if axis == -1 else source[:, :, None]  # (B, 1, W) or (B, H, 1)
+    return [
+        values.gather(
+            axis, source.view(-1, *[1] * (values.ndim - 3), *source.shape[1:]).expand_as(values)
+        )
+        for values in maps
+    ]
 
 
 def _numbers_of(transform: PhotometricTransform) -> list[float]:

@@ -120,7 +120,9 @@ def test_flips_are_equal_bit_by_bit(flips):
 @pytest.mark.parametrize("axis", [-1, -2])
 def test_only_the_stated_part_is_turned_round(axis):
     values = torch.randint(256, (3, 2, 5, 6), dtype=torch.uint8)
-    found = flip(values, torch.tensor([0.0, 3.0, 5.0]), axis)
+    labels = values[:, 0]
+    found, found_labels = flip([values, labels], torch.tensor([0.0, 3.0, 5.0]), axis)
+    assert torch.equal(found_labels, found[:, 0])
     assert torch.equal(found[0], values[0])
     for index, number in ((1, 3), (2, 5)):
         parts = values[index].tensor_split([number], axis)
