@@ -11,11 +11,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, DatasetFromList, Metadata, MetadataCatalog
@@ -24,93 +23,31 @@ from detectron2.utils import comm
 from detectron2.utils.logger import log_first_n
 from torch.utils.data import DataLoader, Dataset
 
+from .batches import Sample, collate
 from .dataset_mapper import build_mapper
 from .datasets import require_registered
-from .image_io import DataFileError, ImageReader
+from .image_io import DataFileError
 from .label_map import (
     IGNORE_LABEL,
     classes_of,
-    count_ids,
     describe_label_map,
     joint_metadata,
     label_map_of,
 )
+from .loader import ClassOccurrence, SampleLoader, UnusableSample
 from .sampler import TrainingBatchSampler, sample_rng
 
 logger = logging.getLogger(__name__)
 
-Sample = dict[str, Any]
 _PREFETCH_BATCHES = 4
 _FIRST_LABEL_MAPS = 1000  # after which absent classes are reported
-
-
-class SampleLoader:
-    """A ``DataLoader`` of lists of samples that reports a bad file in one sentence.
-
-    PyTorch would wrap an error of a worker process into its stack of calls; here the worker hands
-    over the message in the sample's place and the main process raises it.
-    """
-
-    def __init__(self, loader: DataLoader, occurrence: "ClassOccurrence | None" = None) -> None:
-        self.loader = loader
-        self.occurrence = occurrence
-        self._warn = ImageReader().warn  # once, here: workers would each warn
-
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def __iter__(self) -> Iterator[list[Sample]]:
-        """Yield lists of what the mapper returns.
-
-        Raises:
-            DataFileError: a file of the batch that is due cannot be used; names the file.
-        """
-        for batch in self.loader:
-            for sample in batch:
-                if isinstance(sample, _UnusableSample):
-                    raise DataFileError(sample.reason)
-                self._warn(sample.pop("warning", None))
-                if self.occurrence is not None:
-                    self.occurrence.add(sample["sem_seg"].numpy())
-            yield batch
-
-
-class ClassOccurrence:
-    """Warns once of classes that training has not seen in its first label maps.
-
-    Args:
-        names: of the classes.
-        number: label maps after which it warns; then nothing is counted any more.
-    """
-
-    def __init__(self, names: Sequence[str], number: int) -> None:
-        self.names, self.number = names, number
-        self._counts = np.zeros(256, dtype=np.int64)
-
-    def add(self, labels: np.ndarray) -> None:
-        """Count the train ids (H, W) of one label map."""
-        if self.number <= 0:
-            return
-        self._counts += count_ids(labels)
-        self.number -= 1
-        if self.number == 0:
-            self._warn()
-
-    def _warn(self) -> None:
-        absent = [name for index, name in enumerate(self.names) if not self._counts[index]]
-        if len(absent) == len(self.names):
-            logger.warning(
-                "All pixels of the label maps so far are ignored: nothing is learned. Does the "
-                "label map fit the files?"
-            )
-        elif absent:
-            logger.warning("Classes that have not occurred in training: %s.", ", ".join(absent))
 
 
 def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     """Build the endless loader of this process' share of the training batches.
 
-    With a negative ``SEED`` a random one is drawn, shared by all processes and logged.
+    With a negative ``SEED`` a random one is drawn, shared by all processes and logged. Where
+    ``MODEL.DEVICE`` is CUDA, the samples' tensors are on it already.
 
     Args:
         cfg: whole config.
@@ -153,12 +90,17 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     )
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     logger.info(f"Training augmentations: {mapper.augmentations}.")
+    if mapper.on_device is not None:
+        logger.info(f"On {cfg.MODEL.DEVICE}: {mapper.on_device}.")
     dataset = _TrainingDataset(DatasetFromList(samples, copy=False), mapper, seed)
     workers = cfg.DATALOADER.NUM_WORKERS
     prefetch = _PREFETCH_BATCHES if workers > 0 else None
-    loader = _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch)
-    loader.occurrence = ClassOccurrence(classes_of(metadata), min(_FIRST_LABEL_MAPS, len(samples)))
-    return loader
+    return SampleLoader(
+        _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch),
+        device=torch.device(cfg.MODEL.DEVICE if _uses_cuda(cfg) else "cpu"),
+        augmentation=mapper.on_device,
+        occurrence=ClassOccurrence(classes_of(metadata), min(_FIRST_LABEL_MAPS, len(samples))),
+    )
 
 
 def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
@@ -179,15 +121,12 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> SampleLoader:
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     mapper = build_mapper(cfg, is_train=False)
     dataset = _MappedDataset(DatasetFromList(samples, copy=False), mapper)
-    return _build_loader(cfg, dataset, batch_size=1, sampler=InferenceSampler(len(samples)))
-
-
-class _UnusableSample(NamedTuple):
-    reason: str
+    loader = _build_loader(cfg, dataset, batch_size=1, sampler=InferenceSampler(len(samples)))
+    return SampleLoader(loader)
 
 
 class _MappedDataset(Dataset):
-    """Samples through the mapper; a bad file becomes an :class:`_UnusableSample`."""
+    """Samples through the mapper; a bad file becomes an :class:`UnusableSample`."""
 
     def __init__(self, samples: DatasetFromList, mapper: Callable[[Sample], Sample]) -> None:
         self.samples, self.mapper = samples, mapper
@@ -195,11 +134,11 @@ class _MappedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int) -> Sample | _UnusableSample:
+    def __getitem__(self, index: int) -> Sample | UnusableSample:
         try:
             return self.mapper(self.samples[index])
         except DataFileError as error:
-            return _UnusableSample(str(error))
+            return UnusableSample(str(error))
 
 
 class _TrainingDataset(_MappedDataset):
@@ -211,7 +150,7 @@ class _TrainingDataset(_MappedDataset):
         super().__init__(samples, mapper)
         self.seed = seed
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample | _UnusableSample:
+    def __getitem__(self, key: tuple[int, int]) -> Sample | UnusableSample:
         position, index = key
         with sample_rng(self.seed, position):
             return super().__getitem__(index)
@@ -274,25 +213,23 @@ def _check_every_class_has_an_id(metadata: Metadata) -> None:
         )
 
 
-def _build_loader(cfg: CfgNode, dataset: Dataset, **kwargs: Any) -> SampleLoader:
+def _uses_cuda(cfg: CfgNode) -> bool:
+    return torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")
+
+
+def _build_loader(cfg: CfgNode, dataset: Dataset, **kwargs: Any) -> DataLoader:
     # Workers live as long as an iteration: endless in training, one pass at test. Persistent ones
     # would stay behind after it, and after an error.
-    pin_memory = torch.cuda.is_available() and cfg.MODEL.DEVICE.startswith("cuda")
-    loader = DataLoader(
+    return DataLoader(
         dataset,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
-        collate_fn=_keep_list,
+        collate_fn=collate,
         worker_init_fn=_init_worker,
-        pin_memory=pin_memory,
+        pin_memory=_uses_cuda(cfg),
         # Its own generator: starting to iterate must not draw from the model's random numbers.
         generator=torch.Generator(),
         **kwargs,
     )
-    return SampleLoader(loader)
-
-
-def _keep_list(batch: list[Sample]) -> list[Sample]:
-    return batch
 
 
 def _init_worker(worker_id: int) -> None:

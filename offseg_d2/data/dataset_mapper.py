@@ -14,6 +14,8 @@ from detectron2.data.transforms import AugInput, Augmentation, AugmentationList
 from detectron2.structures import Instances
 
 from .augmentation import build_augmentations
+from .batches import DRAWS
+from .device_augmentation import DeviceAugmentation, split_for_device
 from .fused import ResizeCrop, fuse
 from .image_io import DataFileError, EncodedImage
 from .image_settings import DEFAULT_SETTINGS, ImageSettings
@@ -38,6 +40,7 @@ class SemSegDatasetMapper:
         image_format: "RGB" or "BGR" of the yielded image.
         label_lut: table of the dataset's label map; needed in training.
         with_instances: in training also yield one binary mask for each class that is present.
+        on_device: augmentation that is left to the loader, after the others.
         reduced_jpeg_decoding: in training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it
             is resized to less than that; pixels differ a little.
         settings: how the values of image files become colours.
@@ -52,6 +55,7 @@ class SemSegDatasetMapper:
         image_format: str = "RGB",
         label_lut: LabelLut | None = None,
         with_instances: bool = False,
+        on_device: DeviceAugmentation | None = None,
         reduced_jpeg_decoding: bool = False,
         settings: ImageSettings = DEFAULT_SETTINGS,
     ) -> None:
@@ -66,17 +70,24 @@ class SemSegDatasetMapper:
         self.image_format = image_format
         self.label_lut = label_lut
         self.with_instances = with_instances
+        self.on_device = on_device
         self.reduced_jpeg_decoding = reduced_jpeg_decoding and is_train
         self.settings = settings
 
     @classmethod
     def from_config(cls, cfg: CfgNode, is_train: bool) -> dict[str, Any]:
         lut = None
+        augmentations = fuse(build_augmentations(cfg, is_train))
+        on_device = None
         if is_train:
             lut = label_lut_of(joint_metadata(cfg.DATASETS.TRAIN))
+        if is_train and cfg.INPUT.AUGMENT_ON_DEVICE:
+            augmentations, last = split_for_device(augmentations)
+            on_device = DeviceAugmentation(last, red_first=cfg.INPUT.FORMAT == "RGB")
         return {
             "is_train": is_train,
-            "augmentations": fuse(build_augmentations(cfg, is_train)),
+            "augmentations": augmentations,
+            "on_device": on_device,
             "image_format": cfg.INPUT.FORMAT,
             "label_lut": lut,
             "with_instances": _with_instances(cfg.INPUT.DATASET_MAPPER_NAME),
@@ -96,6 +107,8 @@ class SemSegDatasetMapper:
             "height", "width": of the image as it is on disk, in pixels;
             "sem_seg": (h, w) uint8 train ids, 255 ignored (training only);
             "instances": as :func:`class_instances` of it (training only, on demand);
+            "draws": the row that ``on_device`` needs, if it is given; "instances" then have no
+                masks yet;
             "warning": a sentence, if 16-bit values do not fit ``INPUT.MAX_VALUE_16_BIT``.
 
         Raises:
@@ -112,6 +125,10 @@ class SemSegDatasetMapper:
             sample["sem_seg"] = torch.from_numpy(np.ascontiguousarray(aug_input.sem_seg))
             if self.with_instances:
                 sample["instances"] = class_instances(sample["sem_seg"])
+        if self.on_device is not None:
+            sample[DRAWS] = self.on_device.draw(aug_input.image)
+            if self.with_instances:
+                sample["instances"].remove("gt_masks")
         return sample
 
     def _augment(self, sample: dict[str, Any], encoded: EncodedImage) -> AugInput:

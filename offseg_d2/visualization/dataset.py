@@ -174,6 +174,7 @@ def training_batches(
     cfg.defrost()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (dataset_name,), ()
     cfg.SEED = max(cfg.SEED, 0) if seed is None else seed
+    cfg.MODEL.DEVICE = "cpu"
     cfg.DATALOADER.NUM_WORKERS = 0  # samples do not depend on it, and few are wanted
     adapt_to_folders(cfg)
     yield from build_train_loader(cfg, start_iter)

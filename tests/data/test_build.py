@@ -14,7 +14,7 @@ from detectron2.utils import comm
 
 import offseg_d2
 from offseg_d2.data import DataFileError, build_test_loader, build_train_loader
-from offseg_d2.data.build import ClassOccurrence
+from offseg_d2.data.loader import ClassOccurrence
 from offseg_d2.utils.cli import USER_ERRORS
 from tests.data.common import camvid_cfg, write_camvid
 
@@ -266,7 +266,7 @@ def test_training_counts_what_it_sees(camvid, caplog):
     loader = build_train_loader(camvid_cfg())
     loader.occurrence.names = [*loader.occurrence.names, "never drawn"]
     loader.occurrence.number = 3
-    with caplog.at_level(logging.WARNING, logger="offseg_d2.data.build"):
+    with caplog.at_level(logging.WARNING, logger="offseg_d2.data.loader"):
         next(iter(loader))
     assert loader.occurrence.number == 0 and "never drawn" in caplog.text
 

@@ -1,10 +1,11 @@
 """Training steps and predictions on a pretended GPU."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -14,11 +15,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from offseg_d2.analysis.simulation import Cost, pretend, pretended_device
+from offseg_d2.data import build_augmentations
+from offseg_d2.data.batches import CollatedBatch, collate
+from offseg_d2.data.device_augmentation import DeviceAugmentation, split_for_device
+from offseg_d2.data.loader import SampleLoader
 from offseg_d2.engine import TrainLoop
 from offseg_d2.engine.ema import WeightAverage
 from offseg_d2.modeling.meta_arch.evaluation_model import AugmentationSettings, AugmentedModel
 from offseg_d2.modeling.meta_arch.inference import InferenceSettings
 from offseg_d2.solver import build_gradient_clipper, build_optimizer
+from tests.simulation.streams import pretended_streams
 
 CUDA = torch.device("cuda")
 MASKS = 3  # of an image
@@ -40,6 +46,29 @@ def fake_sample(height: int, width: int) -> dict[str, Any]:
         "sem_seg": torch.zeros(height, width, dtype=torch.uint8),
         "instances": instances,
     }
+
+
+def device_augmentation(cfg: CfgNode) -> DeviceAugmentation:
+    """What ``INPUT.AUGMENT_ON_DEVICE`` leaves to the device."""
+    _, last = split_for_device(build_augmentations(cfg, is_train=True))
+    return DeviceAugmentation(last, red_first=cfg.INPUT.FORMAT == "RGB")
+
+
+def collated_batch(
+    sizes: Sequence[tuple[int, int]],
+    augmentation: DeviceAugmentation | None = None,
+    *,
+    with_masks: bool = True,
+) -> CollatedBatch:
+    """Samples as a worker of the training loader sends them, in pinned memory."""
+    samples = [fake_sample(*size) for size in sizes]
+    for sample, size in zip(samples, sizes, strict=True):
+        if augmentation is not None:
+            sample["draws"] = augmentation.draw(np.zeros((*size, 3), dtype=np.uint8))
+            sample["instances"].remove("gt_masks")
+        if not with_masks:
+            del sample["instances"]
+    return collate(samples).pin_memory()
 
 
 @contextmanager
@@ -67,7 +96,11 @@ def training_step(
     clip: bool = True,
     **log_options: Any,
 ) -> Cost:
-    """One iteration of the trainer's loop between two readings of the log: batch to average."""
+    """One iteration of the trainer's loop between two readings of the log.
+
+    From the batch in memory of the host, with the augmentation if that is left to the device, to
+    the average of weights.
+    """
     model, mode = fake_model(cfg)
     cfg = cfg.clone()
     cfg.defrost()
@@ -76,11 +109,9 @@ def training_step(
     with work_of_the_host(), EventStorage(), mock.patch("torch.cuda.manual_seed_all"):
         with pretended_device(mode):
             average = WeightAverage(model, 0.999)
-            batch = [fake_sample(*size), fake_sample(*size)]
             loop = TrainLoop(
                 model,
                 optimizer,
-                [batch],
                 device=CUDA,
                 amp_dtype=amp_dtype,
                 clip_gradients=build_gradient_clipper(cfg),
@@ -90,9 +121,14 @@ def training_step(
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()  # allocates its state
-        with pretended_device(mode, **log_options) as cost:
+        augmentation = device_augmentation(cfg) if cfg.INPUT.AUGMENT_ON_DEVICE else None
+        with pretended_device(mode, **log_options) as cost, pretended_streams() as streams:
+            with_masks = cfg.SOLVER.PARAM_GROUPS == "mask_query"
+            batch = collated_batch([size, size], augmentation, with_masks=with_masks)
+            loop.data_loader = SampleLoader([batch], device=CUDA, augmentation=augmentation)
             loop.run_step()
             average.update()
+            streams.check_memory()
     return cost
 
 

@@ -16,7 +16,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor, nn
 
 from offseg_d2.modeling.criterion import SetCriterion
-from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+from offseg_d2.modeling.meta_arch.common import common_size, pad_to, stack_padded
 from offseg_d2.modeling.meta_arch.inference import resize_logits
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores, band_height
 from offseg_d2.modeling.meta_arch.segmentor import Segmentor
@@ -91,12 +91,12 @@ class MaskSegmentor(Segmentor):
         return probabilities, masks, (padded.shape[-2], padded.shape[-1])
 
     def losses(
-        self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
+        self, images: Tensor | list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """The criterion's losses.
 
         Args:
-            images: normalised, (3, H, W).
+            images: normalised, (3, H, W), or a tensor of them.
             batched_inputs: "instances" of each: "gt_classes" (M,) int64 and "gt_masks" (M, H, W)
                 bool, one mask per class that is present.
 
@@ -110,7 +110,7 @@ class MaskSegmentor(Segmentor):
             )
         multiple = max(self.backbone.size_divisibility, LEAST_MULTIPLE)
         height, width = common_size(images, self.train_size, multiple)
-        batch = torch.stack([pad_to(image, height, width) for image in images])
+        batch = stack_padded(images, height, width)
         targets = []
         for sample in batched_inputs:
             instances = sample["instances"]

@@ -10,7 +10,7 @@ import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
-from offseg_d2.modeling.meta_arch.common import common_size, pad_to
+from offseg_d2.modeling.meta_arch.common import common_size, stack_padded
 from offseg_d2.modeling.meta_arch.inference import resize_logits
 from offseg_d2.modeling.meta_arch.scores import MapScores, Scores
 from offseg_d2.modeling.meta_arch.segmentor import Segmentor
@@ -59,13 +59,13 @@ class PerPixelSegmentor(Segmentor):
         return logits, (padded.shape[-2], padded.shape[-1])
 
     def losses(
-        self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
+        self, images: Tensor | list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
         """The head's losses; each dictionary has "sem_seg": (H, W) class ids of integer type."""
         height, width = common_size(images, self.train_size, 1)
-        batch = torch.stack([pad_to(x, height, width) for x in images])
+        batch = stack_padded(images, height, width)
         ignore = self.sem_seg_head.ignore_value
         labels = [self.to_device(x["sem_seg"]) for x in batched_inputs]
-        targets = torch.stack([pad_to(x, height, width, ignore) for x in labels])
+        targets = stack_padded(labels, height, width, ignore)
         logits, resized = self._forward_logits(batch)
         return self.sem_seg_head.losses(logits, targets.long(), resized)

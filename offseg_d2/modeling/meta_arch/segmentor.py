@@ -22,7 +22,7 @@ from detectron2.modeling import (
 )
 from torch import Tensor, nn
 
-from offseg_d2.modeling.meta_arch.common import common_size, group_by_size, pad_to
+from offseg_d2.modeling.meta_arch.common import batches_by_size, common_size, group_by_size, pad_to
 from offseg_d2.modeling.meta_arch.inference import (
     InferenceSettings,
     predict,
@@ -138,8 +138,7 @@ class Segmentor(nn.Module, ABC):
         if self.training:
             return self.losses(images, batched_inputs)
         results: list[dict[str, Tensor]] = [{} for _ in images]
-        for same_size in group_by_size(images):
-            batch = torch.stack([images[i] for i in same_size])
+        for same_size, batch in batches_by_size(images):
             for i, logits in zip(
                 same_size, predict(self.forward_network, batch, self.inference), strict=True
             ):
@@ -173,8 +172,7 @@ class Segmentor(nn.Module, ABC):
         """
         images = self._normalised(batched_inputs)
         # Offsets see every pixel of their input, so images are never padded to a common size.
-        for same_size in group_by_size(images):
-            batch = torch.stack([images[i] for i in same_size])
+        for same_size, batch in batches_by_size(images):
             yield from zip(
                 same_size, score_bands(self.forward_scores, batch, self.inference), strict=True
             )
@@ -186,9 +184,9 @@ class Segmentor(nn.Module, ABC):
 
     @abstractmethod
     def losses(
-        self, images: list[Tensor], batched_inputs: list[dict[str, Any]]
+        self, images: Tensor | list[Tensor], batched_inputs: list[dict[str, Any]]
     ) -> dict[str, Tensor]:
-        """Losses of normalised images (3, H, W) of any sizes."""
+        """Losses of normalised images: (3, H, W) of any sizes, or a tensor of them."""
 
     @abstractmethod
     def forward_network(self, images: Tensor) -> Tensor:
@@ -211,10 +209,10 @@ class Segmentor(nn.Module, ABC):
         """Copy in the type that it has; from pinned memory without waiting for the device."""
         return values.to(self.device, non_blocking=True)
 
-    def _normalised(self, samples: list[dict[str, Any]]) -> list[Tensor]:
+    def _normalised(self, samples: list[dict[str, Any]]) -> Tensor | list[Tensor]:
         images = [self.to_device(sample["image"]) for sample in samples]
         if self.device.type != "cpu" and len(group_by_size(images)) == 1:  # few operations
-            return list(self.normalise(torch.stack(images)).unbind())
+            return self.normalise(torch.stack(images))
         return [self.normalise(image) for image in images]
 
     def _padded(self, images: Tensor) -> Tensor:

@@ -215,7 +215,7 @@ def test_single_class_is_warned_of(tmp_path, caplog):
     root = common.write_own(tmp_path / "pets", classes="cat\n", ids=(0, 255))
     cfg = config(root)
     adapt_to_folders(cfg)
-    with caplog.at_level(logging.WARNING, logger="offseg_d2.data.build"):
+    with caplog.at_level(logging.WARNING, logger="offseg_d2.data.loader"):
         build_train_loader(cfg)
         build_train_loader(cfg)
     warnings = [r.getMessage() for r in caplog.records if "one class 'cat'" in r.getMessage()]
