@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 # Of the operations on lists of tensors: tensors that one kernel takes.
 _TENSORS_PER_KERNEL = 32
@@ -52,11 +53,13 @@ class Cost:
         kernels: how often each operation that does work was called.
         moved: bytes that operations read and write.
         waits: operations that wait for the device.
+        flops: floating-point operations of convolutions, products and attentions.
     """
 
     kernels: Counter[str] = field(default_factory=Counter)
     moved: int = 0
     waits: list[str] = field(default_factory=list)
+    flops: int = 0
 
 
 class DeviceLog(TorchDispatchMode):
@@ -97,6 +100,8 @@ class DeviceLog(TorchDispatchMode):
             self.cost.kernels[name] += math.ceil(tensors / _TENSORS_PER_KERNEL) if lists else 1
             changed = on_device if lists and not written else written
             self.cost.moved += sum(map(_size, on_device)) + sum(map(_size, changed))
+        if (count := flop_registry.get(func._overloadpacket)) is not None:
+            self.cost.flops += count(*args, **kwargs, out_val=out)
         return out
 
     def _look_for_copies(

@@ -30,10 +30,15 @@ CUDA = torch.device("cuda")
 MASKS = 3  # of an image
 
 
-def fake_model(cfg: CfgNode) -> tuple[nn.Module, FakeTensorMode]:
+Convert = Callable[[nn.Module], nn.Module]
+
+
+def fake_model(
+    cfg: CfgNode, convert: Convert = lambda model: model
+) -> tuple[nn.Module, FakeTensorMode]:
     """A model on the pretended device, and the mode that its stand-ins come from."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    return pretend(build_model(cfg), mode), mode
+    return pretend(convert(build_model(cfg)), mode), mode
 
 
 def fake_sample(height: int, width: int) -> dict[str, Any]:
@@ -93,7 +98,9 @@ def training_step(
     size: tuple[int, int],
     amp_dtype: torch.dtype | None = None,
     *,
+    batch_size: int = 2,
     clip: bool = True,
+    convert: Convert = lambda model: model,
     **log_options: Any,
 ) -> Cost:
     """One iteration of the trainer's loop between two readings of the log.
@@ -101,7 +108,7 @@ def training_step(
     From the batch in memory of the host, with the augmentation if that is left to the device, to
     the average of weights.
     """
-    model, mode = fake_model(cfg)
+    model, mode = fake_model(cfg, convert)
     cfg = cfg.clone()
     cfg.defrost()
     cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip
@@ -124,7 +131,7 @@ def training_step(
         augmentation = device_augmentation(cfg) if cfg.INPUT.AUGMENT_ON_DEVICE else None
         with pretended_device(mode, **log_options) as cost, pretended_streams() as streams:
             with_masks = cfg.SOLVER.PARAM_GROUPS == "mask_query"
-            batch = collated_batch([size, size], augmentation, with_masks=with_masks)
+            batch = collated_batch([size] * batch_size, augmentation, with_masks=with_masks)
             loop.data_loader = SampleLoader([batch], device=CUDA, augmentation=augmentation)
             loop.run_step()
             average.update()
@@ -132,9 +139,16 @@ def training_step(
     return cost
 
 
-def label_maps(cfg: CfgNode, size: tuple[int, int], way: str = "whole", **options: Any) -> Cost:
+def label_maps(
+    cfg: CfgNode,
+    size: tuple[int, int],
+    way: str = "whole",
+    *,
+    convert: Convert = lambda model: model,
+    **options: Any,
+) -> Cost:
     """One image's label map: "whole", by sliding window ("slide") or augmented ("tta")."""
-    model, mode = fake_model(cfg)
+    model, mode = fake_model(cfg, convert)
     model.eval()
     if way == "slide":
         crop = tuple(max(32, length // 2) for length in size)
