@@ -149,7 +149,8 @@ def test_leaf_trains_on_crops_of_a_fixed_size_and_warms_up_before_it_ends(path):
 )
 def test_leaf_for_own_data_has_the_safe_form_of_the_offsets_and_no_data(path):
     cfg = load(path)
-    assert (cfg.MODEL.SEM_SEG_HEAD.CLASS_NORM, cfg.SOLVER.OFFSET_LR_FACTOR) == (False, 0.1)
+    head = cfg.MODEL.SEM_SEG_HEAD
+    assert (head.CLASS_NORM, head.OFFSET_INIT_STD, cfg.SOLVER.OFFSET_LR_FACTOR) == (False, 0.0, 1.0)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == ((), ())
 
 
