@@ -334,6 +334,8 @@ class SafeCheckpointer(DetectionCheckpointer):
                 f"`{unused[0]}`, which it has not. Was it trained with other values of "
                 "`MODEL.SEM_SEG_HEAD.CLASS_OFFSET`, `FEATURE_OFFSET` or `CLASS_NORM`?"
             )
+        if state_dict is not source:  # the report of the conversion has named what it lacks
+            incompatible = incompatible._replace(missing_keys=[])
         return incompatible
 
     def _check_class_norm(
