@@ -1,4 +1,4 @@
-"""Polygons in a COCO file become a model, a report, pictures and an ONNX file, by commands alone."""
+"""Polygons in a COCO file become a model, a report, pictures and an ONNX file, by commands."""
 
 import json
 import os
@@ -28,7 +28,8 @@ def folder(tmp_path_factory) -> Path:
     for index in range(12):
         x, y = 5 + 3 * index, 40 - 2 * index
         boat = np.array([[x, y], [x + 30, y], [x + 24, y + 14], [x + 6, y + 14]])
-        bird = np.array([[70, 10], [76, 4], [82, 10], [76, 7]]) + [0, index]
+        bird = np.array([[70, 10], [76, 4], [82, 10], [76, 7]])
+        bird[:, 1] += index
         image = np.random.default_rng(index).integers(90, 120, (HEIGHT, WIDTH, 3), dtype=np.uint8)
         for category, polygon, color in ((1, boat, (30, 30, 200)), (2, bird, (240, 240, 240))):
             cv2.fillPoly(image, [polygon.astype(np.int32)], color)
