@@ -22,7 +22,7 @@ from tests.docs.pages import blocks
 PAGE = ROOT / "docs/GETTING_STARTED.md"
 # What is not run here: it makes the environment, in which this test runs, the demo's model, and the
 # ImageNet weights, in whose place a file with random ones is made.
-LEFT_OUT = ("make demo", "source .venv", "pip install", "mkdir -p weights", 'cp "$(python')
+LEFT_OUT = ("make demo", "source .venv", "pip install", "mkdir -p weights")
 ASKS_FOR_CLASSES = "offseg check folder:mydata:train\n"
 pytestmark = pytest.mark.slow
 
