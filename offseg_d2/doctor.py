@@ -155,7 +155,7 @@ def check_versions() -> Iterator[Finding]:
             missing.setdefault(extra[1], []).append(f"{wanted} ({text})")
     for name, packages in missing.items():
         flag = " --no-build-isolation" if name == "deformable" else ""
-        install = f"if you want that: pip install{flag} -e '.[{name}]' in the clone"
+        install = f"if you want that: pip install{flag} 'offseg_d2[{name}]'"
         yield Finding(NOTE, f"extra {name}", f"lacks {', '.join(packages)}", install)
 
 

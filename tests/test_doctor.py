@@ -162,7 +162,7 @@ def test_absent_and_old_extras_are_notes_and_a_gpu_build_will_do(monkeypatch, ve
         (doctor.NOTE, "extra web", "lacks gradio>=6 (5.9.1)"),
         (doctor.NOTE, "extra deformable", "lacks torch-ms-deform-attn (not installed)"),
     ]
-    assert "pip install -e '.[web]'" in findings[0].remedy
+    assert "pip install 'offseg_d2[web]'" in findings[0].remedy
     assert "--no-build-isolation" in findings[1].remedy
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from offseg_d2 import doctor
+
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("build.txt", "base.txt", "detectron2.txt")
 
@@ -60,6 +62,20 @@ def test_version_stands_in_one_place():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == __version__ == "0.1.0"
     assert __version__ not in (ROOT / "setup.py").read_text()
+
+
+def test_pages_setup_doctor_and_matrix_name_the_same_pythons_and_torch():
+    text = {
+        name: (ROOT / name).read_text() for name in ("README.md", "setup.py", "tests/matrix.py")
+    }
+    stated = re.search(r"Python 3\.(\d+) to 3\.(\d+), torch ([\d.]+) or newer", text["README.md"])
+    oldest, newest, torch = stated.groups()
+    assert f'python_requires=">=3.{oldest}"' in text["setup.py"]
+    assert f'"torch>={torch}"' in text["setup.py"]
+    assert (3, int(newest)) == doctor.NEWEST_PYTHON
+    pythons = re.search(r"pythons = \[(.+)\]", text["tests/matrix.py"])[1]
+    tried = [f'"python3.{minor}"' for minor in range(int(oldest), int(newest) + 1)]
+    assert pythons.split(", ") == tried
 
 
 def test_ci_runs_the_test_command_and_stops_at_errors():

@@ -323,6 +323,8 @@ class SafeCheckpointer(DetectionCheckpointer):
             incompatible.unexpected_keys,
             complete=self._complete,
         )
+        if state_dict is not source:  # the report of the conversion has named what it lacks
+            incompatible = incompatible._replace(missing_keys=[])
         return incompatible
 
     def _convert(

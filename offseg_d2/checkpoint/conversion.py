@@ -50,7 +50,8 @@ class Conversion:
             names = [name for name, why in self.dropped.items() if why == reason]
             lines.append(f"  {len(names)} dropped ({reason}): {_summary(names)}")
         if self.missing:
-            lines.append(f"  {len(self.missing)} keep their values: {_summary(self.missing)}")
+            names = _summary(self.missing)
+            lines.append(f"  {len(self.missing)} not in it keep their initial values: {names}")
         return "\n".join(lines)
 
 

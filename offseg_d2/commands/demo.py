@@ -103,7 +103,14 @@ def run(args: argparse.Namespace) -> int:
     """Draw everything; returns the exit status."""
     from detectron2.utils.logger import setup_logger
 
-    from offseg_d2.inference.demo import draw_files, draw_video, make_folder, plan, show_camera
+    from offseg_d2.inference.demo import (
+        draw_files,
+        draw_video,
+        is_video,
+        make_folder,
+        plan,
+        show_camera,
+    )
     from offseg_d2.visualization.drawing import DrawOptions
 
     for name in ("fvcore", "offseg_d2"):
@@ -116,8 +123,11 @@ def run(args: argparse.Namespace) -> int:
         written, unreadable = draw_files(
             model, args.input, args.output, options, args.batch_size, model.read
         )
-        lie = "picture lies" if len(written) == 1 else "pictures lie"
-        print(f"{len(written)} {lie} in {args.output}")
+        videos = sum(map(is_video, written))
+        pictures = len(written) - videos
+        counts = [f"{pictures} picture{'s' * (pictures != 1)}"] * bool(pictures or not videos)
+        counts += [f"{videos} video{'s' * (videos != 1)}"] * bool(videos)
+        print(f"{' and '.join(counts)} {'lies' if len(written) == 1 else 'lie'} in {args.output}")
         for file in unreadable:
             print(f"not drawn: {escape_controls(file.reason)}", file=sys.stderr)
         return 1 if unreadable else 0

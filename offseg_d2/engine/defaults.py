@@ -64,7 +64,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     open_run_log(cfg.OUTPUT_DIR, rank)
     logger.info("Process %d of %d", rank, comm.get_world_size())
     logger.info("Environment:\n%s", collect_env_info(), extra=FILE_ONLY)
-    logger.info("Command line: %s", args)
+    logger.info("Command line: %s", args, extra=FILE_ONLY)
     cfg.MODEL.DEVICE = available_device(cfg.MODEL.DEVICE)
     adapt_to_folders(cfg, eval_only=args.eval_only)
     if not args.eval_only:

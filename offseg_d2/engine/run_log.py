@@ -17,6 +17,8 @@ def open_run_log(output_dir: str, rank: int) -> None:
     The log of an earlier run of this process is left, so that no line is written twice.
     """
     setup_logger.cache_clear()
+    # Three lines about serializing each time that a data set is used.
+    logging.getLogger("detectron2.data.common").setLevel(logging.WARNING)
     for name in NAMES:
         logger = logging.getLogger(name)
         logger.handlers = [handler for handler in logger.handlers if handler not in _handlers]

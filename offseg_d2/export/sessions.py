@@ -39,7 +39,7 @@ def require(name: str, extra: str = "export") -> Any:
     except ModuleNotFoundError as error:
         raise OSError(
             f"`{error.name}` must be installed to export models or to run exported ones; "
-            f"install it with: pip install -e '.[{extra}]'"
+            f"install it with: pip install 'offseg_d2[{extra}]'"
         ) from None
 
 

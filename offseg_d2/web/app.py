@@ -36,7 +36,7 @@ def require_gradio() -> None:
     except ModuleNotFoundError as error:
         raise OSError(
             f"`{error.name}` must be installed for the web page; "
-            "install it with: pip install -e '.[web]'"
+            "install it with: pip install 'offseg_d2[web]'"
         ) from None
 
 

@@ -95,10 +95,11 @@ def test_log_reports_format_mapped_dropped_and_missing(tmp_path, caplog):
     for part in (
         "Recognised ImageNet weights of EfficientFormerV2: ",
         "7 dropped (belongs to the ImageNet classifier): norm.weight",
-        "keep their values: ",
+        "keep their initial values: ",
         "sem_seg_head.classifier.class_representations",
     ):
         assert part in caplog.text, part
+    assert "not found in the checkpoint" not in caplog.text  # fvcore, name by name
 
 
 @pytest.mark.parametrize(

@@ -75,9 +75,9 @@ def test_terminal_shows_progress_from_the_first_iteration_and_the_file_all(train
     for text in (printed, log):
         assert re.findall(r" iter: (\d+) ", text) == ["0", "3", "7", "8"]
         assert re.search(r"eta: \d:\d\d:\d\d  iter: 7 ", text)
-    for text in ("WARMUP_ITERS", "Environment"):
+    for text in ("WARMUP_ITERS", "Environment", "Command line: "):
         assert text in log and text not in printed
-    assert "\x1b" not in log
+    assert "\x1b" not in log and "Serializing" not in printed
 
 
 def test_second_run_of_a_program_has_a_log_of_its_own(train, tmp_path, capsys):

@@ -124,7 +124,7 @@ def test_other_files_are_refused(kind, tmp_path, fixed_onnx, runtime):
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_missing_runtime_is_one_sentence(runtime, fixed_onnx, monkeypatch):
     monkeypatch.setitem(sys.modules, runtime, None)
-    with pytest.raises(OSError, match=rf"pip install -e '\.\[{RUNTIMES[runtime]}\]'"):
+    with pytest.raises(OSError, match=rf"pip install 'offseg_d2\[{RUNTIMES[runtime]}\]'"):
         OnnxSegmenter(str(fixed_onnx[1]), runtime=runtime)
     with pytest.raises(ValueError, match=r"`runtime` must be one of \['onnxruntime', 'openvino'\]"):
         OnnxSegmenter(str(fixed_onnx[1]), runtime="other")

@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from offseg_d2.data.datasets import ShapesParams, register_shapes
 from offseg_d2.engine import Trainer
 from offseg_d2.inference.demo import make_folder, plan
 from offseg_d2.inference.predictor import Predictor, find_images, output_paths
+from offseg_d2.inference.video import VideoWriter
 from tests.common import ROOT, SMALL_OFFSEG, seed_all
 
 CONFIG = ROOT / "configs/shapes/offseg_t_offset_demo.yaml"
@@ -99,6 +101,16 @@ def test_pictures_keep_the_names_and_sizes_of_their_images(demo, images, tmp_pat
     pictures = {path.name: cv2.imread(str(path)) for path in (tmp_path / "out").iterdir()}
     assert sorted(pictures) == ["one.png", "three.png", "two.JPG"]
     assert {picture.shape for picture in pictures.values()} == {(64, 96, 3)}
+
+
+def test_videos_are_counted_apart(demo, images, tmp_path):
+    with VideoWriter(str(tmp_path / "film.mp4"), 5) as film:
+        film.write(np.zeros((64, 96, 3), np.uint8))
+    film_only = ("--input", tmp_path / "film.mp4", "--output", tmp_path / "out")
+    assert f"1 video lies in {tmp_path / 'out'}" in demo(*film_only)[1]
+    shutil.copy(tmp_path / "film.mp4", images)
+    _, out, _ = demo("--input", images, "--output", tmp_path / "all")
+    assert f"3 pictures and 1 video lie in {tmp_path / 'all'}" in out
 
 
 def test_side_by_side_shows_the_image_the_overlay_and_a_legend(demo, images, tmp_path):

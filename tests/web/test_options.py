@@ -84,5 +84,5 @@ def test_without_gradio_the_extra_is_named():
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert ran.returncode == 2
     error = ran.stderr.strip().splitlines()[-1]
-    assert error.startswith("error: ") and "pip install -e '.[web]'" in error
+    assert error.startswith("error: ") and "pip install 'offseg_d2[web]'" in error
     assert "Traceback" not in ran.stderr

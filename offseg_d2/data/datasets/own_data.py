@@ -180,8 +180,11 @@ def _replace_other_test_sets(cfg: CfgNode, train_name: str) -> None:
     if kept == before:
         return
     cfg.DATASETS.TEST = kept
-    reason = f", whose classes are not those of '{train_name}'" if before else ""
-    logger.warning(f"`DATASETS.TEST` is {kept} instead of {before}{reason}.")
+    if not before:
+        logger.info(f"`DATASETS.TEST` is {kept}, which the folder has; it was empty.")
+        return
+    reason = f"whose classes are not those of '{train_name}'"
+    logger.warning(f"`DATASETS.TEST` is {kept} instead of {before}, {reason}.")
 
 
 def parse_name(name: str) -> tuple[str, str]:
@@ -243,7 +246,7 @@ def _folder(name: str, root: str, split: str, table: ClassTable) -> SemSegFolder
         [Layout(root, f"{IMAGES}{inner}", labels)],
         [LabelKind(".png", table.label_map)],
         image_suffixes=IMAGE_SUFFIXES,
-        choose=list if is_divided else functools.partial(split_by_name, split),
+        choose=list if is_divided else functools.partial(split_by_name, root, split),
     )
 
 
@@ -258,7 +261,7 @@ def _register_coco(
     class_file = classes or next((path for path in there if PathManager.isfile(path)), None)
     path = files.get(split, files.get("", ""))
     table = coco_class_table(path, class_file)
-    choose = functools.partial(split_by_name, split) if "" in files else list
+    choose = functools.partial(split_by_name, root, split) if "" in files else list
     register_sem_seg(
         name,
         functools.partial(load_coco, name, root, split, path, choose),

@@ -7,12 +7,11 @@ import os
 from collections.abc import Sequence
 
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 from offseg_d2.utils.io import list_folder
 
 from .coco_folder import find_coco_files
-
-logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 IMAGES, LABELS = "images", "annotations"
@@ -82,7 +81,7 @@ def describe_folder(root: str) -> str:
     return f"there is no such folder and no COCO JSON file; '{root}' holds {entries}"
 
 
-def split_by_name(split: str, names: Sequence[str]) -> list[str]:
+def split_by_name(root: str, split: str, names: Sequence[str]) -> list[str]:
     """Return the share of a split, "train" or "val", of a folder that has none.
 
     The fifth of the names with the smallest hashes is "val", at least one: the same on all
@@ -91,8 +90,9 @@ def split_by_name(split: str, names: Sequence[str]) -> list[str]:
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
     validation = set(order[: max(1, round(_VALIDATION_SHARE * len(order)))])
     chosen = [name for name in names if (name in validation) == (split == "val")]
-    logger.info(
-        f"No folders of splits: {len(chosen)} of {len(names)} images, chosen by the hashes of "
-        f"their names, are '{split}'."
+    text = (
+        f"'{root}' has no folders of splits: {len(chosen)} of {len(names)} images, chosen by the "
+        f"hashes of their names, are '{split}'."
     )
+    log_first_n(logging.INFO, text, key="message", name=__name__)  # it is listed for each use
     return chosen

@@ -234,15 +234,28 @@ def test_folder_without_splits_is_divided(tmp_path):
     assert len(labels_of(f"folder:{tmp_path}:train")) == 5
 
 
+def test_division_is_logged_once(tmp_path, caplog):
+    (tmp_path / "classes.txt").write_text("a\n")
+    for i in range(7):
+        write_image(tmp_path / f"images/{i}.png", HEIGHT, WIDTH, seed=i)
+        write_label(tmp_path / f"annotations/{i}.png", np.zeros((HEIGHT, WIDTH)))
+    name = f"folder:{tmp_path}:train"
+    ensure_registered([name])
+    with caplog.at_level("INFO", logger="offseg_d2"):
+        assert DatasetCatalog.get(name) == DatasetCatalog.get(name)
+    assert caplog.text.count(f"'{tmp_path}' has no folders of splits") == 1
+    assert "6 of 7 images, chosen by the hashes of their names, are 'train'" in caplog.text
+
+
 def test_division_depends_on_names_alone():
     names = [f"image_{i}" for i in range(100)]
-    validation = split_by_name("val", names)
+    validation = split_by_name("pets", "val", names)
     assert len(validation) == 20
-    assert set(split_by_name("val", names[::-1])) == set(validation)
-    assert not set(split_by_name("train", names)) & set(validation)
-    more = split_by_name("val", [*names, "another"])
+    assert set(split_by_name("pets", "val", names[::-1])) == set(validation)
+    assert not set(split_by_name("pets", "train", names)) & set(validation)
+    more = split_by_name("pets", "val", [*names, "another"])
     assert len(set(more) & set(validation)) >= 19
-    assert split_by_name("val", ["alone"]) == ["alone"]
+    assert split_by_name("pets", "val", ["alone"]) == ["alone"]
 
 
 def test_coloured_masks_without_splits(tmp_path):
