@@ -88,7 +88,7 @@ class DeviceLog(TorchDispatchMode):
         except (DataDependentOutputException, DynamicOutputShapeException):
             self._wait(name)
             out = _made_up(name, args)
-        if not isinstance(out, Tensor | list | tuple):
+        if not isinstance(out, Tensor | list | tuple | None):  # None: works in place on lists
             return out
         written = [t for t in _tensors(out) if t.device.type == self.device]
         if not on_device and not written:
@@ -98,8 +98,8 @@ class DeviceLog(TorchDispatchMode):
             tensors = max([len(a) for a in args if isinstance(a, list | tuple)] + [0])
             lists = name.startswith(("aten::_foreach", "aten::_fused", "aten::_amp"))
             self.cost.kernels[name] += math.ceil(tensors / _TENSORS_PER_KERNEL) if lists else 1
-            changed = on_device if lists and not written else written
-            self.cost.moved += sum(map(_size, on_device)) + sum(map(_size, changed))
+            changed = [t for t in _changed(func, args) if t.device.type == self.device]
+            self.cost.moved += sum(map(_size, on_device)) + sum(map(_size, changed or written))
         if (count := flop_registry.get(func._overloadpacket)) is not None:
             self.cost.flops += count(*args, **kwargs, out_val=out)
         return out
@@ -129,6 +129,12 @@ class DeviceLog(TorchDispatchMode):
 
 def _tensors(values: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+
+
+def _changed(func: Any, args: Any) -> list[Tensor]:
+    """Tensors and lists of tensors that an operation changes in place."""
+    infos = [argument.alias_info for argument in func._schema.arguments]
+    return _tensors([a for a, info in zip(args, infos, strict=False) if info and info.is_write])
 
 
 def _size(tensor: Tensor) -> int:

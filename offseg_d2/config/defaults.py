@@ -68,6 +68,9 @@ def _add_backbone_keys(cfg: CN) -> None:
     cfg.MODEL.BACKBONE.ACTIVATION_CHECKPOINTING = False
     # Compile backbone and head with torch.compile; needs a C++ compiler, on CUDA also triton.
     cfg.MODEL.COMPILE = False
+    # Lay the weights of convolutions out with the channels innermost, and with them the features:
+    # what tensor cores read, so meant for CUDA with SOLVER.AMP; nothing but rounding changes.
+    cfg.MODEL.CHANNELS_LAST = False
     # Run CARAFE, FreqFusion's similarity and the per-pixel loss as Triton kernels on NVIDIA GPUs of
     # compute capability 8.0 or newer, if Triton is installed; False runs PyTorch's operations.
     cfg.MODEL.TRITON_KERNELS = True
@@ -302,3 +305,5 @@ def _change_defaults(cfg: CN) -> None:
     # the first stage, up to 5.
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.WEIGHTS = ""
+    # cuDNN tries its algorithms where all training batches have one size; never in evaluations.
+    cfg.CUDNN_BENCHMARK = True

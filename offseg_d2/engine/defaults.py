@@ -1,11 +1,13 @@
 """Choices that depend on the machine a run is on, each made in one place and logged."""
 
 import argparse
+import contextlib
 import importlib.util
 import logging
 import os
 import platform
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import detectron2
@@ -75,7 +77,9 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
         logger.info("`SEED` is negative: drew the seed %d", cfg.SEED)
     cfg.freeze()
     seed_all_rng(cfg.SEED + rank)
-    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    torch.backends.cudnn.benchmark = (
+        cfg.CUDNN_BENCHMARK and _size_is_fixed(cfg) and not args.eval_only
+    )
     torch.backends.cuda.matmul.allow_tf32 = cfg.SOLVER.TF32
     logger.info("Configuration:\n%s", cfg.dump(), extra=FILE_ONLY)
     logger.info("Configuration, environment and log: %s", cfg.OUTPUT_DIR)
@@ -94,6 +98,24 @@ def warn_of_unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> None:
     names = unread_keys(cfg, eval_only=eval_only)
     if names and comm.is_main_process():
         logger.warning("These keys have no effect in this run: %s.", ", ".join(names))
+
+
+def _size_is_fixed(cfg: CfgNode) -> bool:
+    """True if all training batches have one height and width: smaller crops are padded."""
+    height, width = cfg.INPUT.CROP.SIZE
+    turns = cfg.INPUT.ROTATE_90_PROBABILITY > 0 and height != width
+    return cfg.INPUT.CROP.ENABLED and not turns
+
+
+@contextlib.contextmanager
+def sizes_vary() -> Iterator[None]:
+    """Context in which cuDNN does not try all algorithms for each new size of images."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _check_backend(cfg: CfgNode) -> None:
@@ -198,7 +220,9 @@ def _with_naive_sync_batch_norm(module: nn.Module) -> nn.Module:
 def create_ddp_model(model: nn.Module, device: torch.device) -> nn.Module:
     """Wrap the model for several processes; with one process it is returned as it is.
 
-    Detectron2's function of this name always passes ``device_ids``, which fails on the CPU.
+    Detectron2's function of this name always passes ``device_ids``, which fails on the CPU. The
+    graph is not declared static: that would spare a search for unused parameters, which is not
+    made, and fails inside of PyTorch where gradients are accumulated without reducing them.
     """
     if comm.get_world_size() == 1:
         return model

@@ -1,5 +1,7 @@
 """Trading memory for time, and compile time for speed, without a change to any model.
 
+``MODEL.BACKBONE.ACTIVATION_CHECKPOINTING``, ``MODEL.CHANNELS_LAST``, ``MODEL.COMPILE``.
+
 Activation checkpointing: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016
 (arXiv:1604.06174).
 """
@@ -26,7 +28,7 @@ _COMPILED_PARTS = ("backbone", "sem_seg_head")
 
 
 def apply_model_options(model: nn.Module, cfg: CfgNode) -> nn.Module:
-    """Make the model as ``ACTIVATION_CHECKPOINTING`` and ``MODEL.COMPILE`` say, in place.
+    """Make the model as the keys of this module say, in place.
 
     Names of parameters and buffers stay.
 
@@ -41,6 +43,8 @@ def apply_model_options(model: nn.Module, cfg: CfgNode) -> nn.Module:
                 f"{cfg.MODEL.BACKBONE.NAME!r}, whose blocks are not known."
             )
         logger.info("%d blocks of the backbone are computed again in the backward pass", number)
+    if cfg.MODEL.CHANNELS_LAST:
+        model.to(memory_format=torch.channels_last)
     if cfg.MODEL.COMPILE:
         for name in _COMPILED_PARTS:
             if isinstance(getattr(model, name, None), nn.Module):

@@ -35,6 +35,7 @@ from .defaults import (
     configure_batch_norm,
     create_ddp_model,
     default_writers,
+    sizes_vary,
     software_versions,
     warn_of_unread_keys,
 )
@@ -299,7 +300,7 @@ class Trainer(TrainLoop):
 
     def _evaluate(self, cfg: CfgNode | None = None) -> Mapping[str, Any]:
         broadcast_buffers(self.model)
-        with self._averaged(True):
+        with self._averaged(True), sizes_vary():
             self.last_results = self.test(cfg or self.cfg, self.checkpointer.model)
             if self._pictures is not None and comm.is_main_process():
                 self._pictures.draw(self.checkpointer.model, self.storage)

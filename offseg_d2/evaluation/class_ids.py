@@ -27,4 +27,6 @@ def to_class_ids(sem_seg: Tensor, num_classes: int, file_name: str) -> np.ndarra
             f"integer map, but is a {tuple(sem_seg.shape)} tensor of {sem_seg.dtype}."
         )
     best = sem_seg.argmax(dim=0)
-    return (best.to(torch.uint8) if num_classes <= 256 else best).cpu().numpy()
+    if num_classes <= 32768:  # fewer bytes to copy
+        best = best.to(torch.uint8 if num_classes <= 256 else torch.int16)
+    return best.cpu().numpy()

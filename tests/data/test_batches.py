@@ -120,3 +120,26 @@ def test_a_batch_of_the_training_loader_is_one_tensor(tmp_path, monkeypatch):
         assert len({s["image"].shape for s in batch}) > 1  # cut off of it
         for key in ("image", "sem_seg"):
             assert len({s[key].untyped_storage().data_ptr() for s in batch}) == 1
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_a_resumed_loader_goes_on_where_training_was_not_where_fetching_was(
+    tmp_path, monkeypatch, on_device
+):
+    def ahead(batches, device, prepare):  # the order of the way to CUDA, without the way
+        return one_ahead(map(prepare, batches))
+
+    write_camvid(tmp_path)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    monkeypatch.setattr("offseg_d2.data.loader.on_cuda", ahead)
+    cfg = camvid_cfg()
+    cfg.INPUT.AUGMENT_ON_DEVICE = on_device
+    plain = list(islice(build_train_loader(cfg), 4))
+    before, after = build_train_loader(cfg), build_train_loader(cfg, 2)
+    before.device = after.device = torch.device("cuda")
+    found = [*islice(before, 2), *islice(after, 2)]
+    for expected, batch in zip(plain, found, strict=True):
+        for one, other in zip(expected, batch, strict=True):
+            assert one["file_name"] == other["file_name"]
+            assert torch.equal(one["image"], other["image"])
+            assert torch.equal(one["sem_seg"], other["sem_seg"])

@@ -112,6 +112,32 @@ def test_tf32_is_chosen_by_key(tmp_path, loggers):
 
 
 @pytest.mark.parametrize(
+    ("options", "eval_only", "expected"),
+    [
+        (("INPUT.CROP.ENABLED", True), False, True),
+        (("INPUT.CROP.ENABLED", True), True, False),
+        (("INPUT.CROP.ENABLED", True, "CUDNN_BENCHMARK", False), False, False),
+        (("INPUT.CROP.ENABLED", False), False, False),
+        (("INPUT.CROP.ENABLED", True, "INPUT.ROTATE_90_PROBABILITY", 0.5), False, False),
+    ],
+)
+def test_cudnn_tries_its_algorithms_where_batches_have_one_size(
+    tmp_path, quiet_loggers, options, eval_only, expected
+):
+    wide = ("INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [512, 1024])
+    cfg = make_cfg("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *wide, *options)
+    before = torch.backends.cudnn.benchmark
+    try:
+        setup_run(cfg, argparse.Namespace(eval_only=eval_only))
+        assert torch.backends.cudnn.benchmark is expected
+        with engine_defaults.sizes_vary():
+            assert torch.backends.cudnn.benchmark is False
+        assert torch.backends.cudnn.benchmark is expected
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize(
     ("world_size", "backend", "device", "refused"),
     [
         (2, "nccl", "cpu", True),

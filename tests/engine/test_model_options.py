@@ -65,6 +65,19 @@ def test_checkpointing_keeps_less_between_forward_and_backward():
     assert saved_values(saving) < 0.5 * saved_values(plain)
 
 
+@pytest.mark.parametrize("model", ["offseg_t", "segformer_b0"])
+def test_channels_innermost_change_the_layout_alone(model):
+    seed_all()
+    plain = build_offseg(*(OFFSEG if model == "offseg_t" else ()), model=model)
+    cfg = offseg_config("MODEL.CHANNELS_LAST", True, model=model)
+    other = apply_model_options(copy.deepcopy(plain), cfg)
+    wide = [p for p in other.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+    assert wide and all(p.is_contiguous(memory_format=torch.channels_last) for p in wide)
+    expected, found = gradients(plain), gradients(other)
+    for name, value in expected.items():
+        assert_close(found[name], value)
+
+
 def test_copy_of_a_checkpointing_model_is_independent():
     model = build_offseg(model="segformer_b0")
     checkpoint_activations(model.backbone)

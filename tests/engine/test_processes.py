@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.utils import comm
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from offseg_d2.engine import TrainLoop, broadcast_buffers
+from offseg_d2.engine import TrainLoop, broadcast_buffers, create_ddp_model
 from tests.distributed.run_ranks import run_ranks
 from tests.engine.tiny import TinyTrainer, make_sample, make_trainer
 
@@ -149,8 +150,39 @@ def train_on_bad_loss() -> dict:
     return {"error": ""}
 
 
+def accumulate() -> dict:
+    """Reductions of gradients, and how far two iterations with the learning rate 1 move a weight.
+
+    The gradient is the input: the number of the batch, and ten more in the second process.
+    """
+
+    class Model(torch.nn.Linear):
+        def forward(self, batch):
+            return {"loss": super().forward(batch[0]["x"]).sum()}
+
+    found = {}
+    for steps in (1, 3):
+        model = create_ddp_model(Model(1, 1), torch.device("cpu"))
+        reduced = []
+
+        def count(state, bucket, reduced=reduced):
+            reduced.append(bucket.index())
+            return allreduce_hook(None, bucket)
+
+        model.register_comm_hook(None, count)
+        before = model.module.weight.item()
+        batches = [[{"x": torch.tensor([i + 10.0 * comm.get_rank()])}] for i in range(2 * steps)]
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        device = torch.device("cpu")
+        TrainLoop(model, optimizer, batches, device=device, accumulation_steps=steps).train(0, 2)
+        found[str(steps)] = [len(reduced), before - model.module.weight.item()]
+        assert model.gradient_as_bucket_view and not model.find_unused_parameters
+    return {"accumulated": found}
+
+
 def run(directory: Path) -> None:
     report = {**evaluate(), **train_and_stop(str(directory)), **train_on_bad_loss()}
+    report |= accumulate()
     report |= stop_in_evaluation(str(directory / "stopped_in_evaluation"))
     report |= stop_early(str(directory / "early"))
     (directory / f"rank_{comm.get_rank()}.json").write_text(json.dumps(report))
@@ -194,6 +226,14 @@ def test_signal_in_an_evaluation_stops_all_after_it_and_the_next_iteration(repor
         assert report["evaluation"]["status"] == 143
         assert report["evaluation"]["evaluated_after"] == [5]
         assert report["evaluation"]["last"] == "model_0000006.pth"
+
+
+def test_accumulated_gradients_are_reduced_once_an_iteration(reports):
+    for report in reports:
+        (reductions, moved), (accumulated, far) = report["accumulated"].values()
+        assert reductions == accumulated == 2
+        assert moved == pytest.approx((0 + 10) / 2 + (1 + 11) / 2)
+        assert far == pytest.approx((1 + 11) / 2 + (4 + 14) / 2)  # means of three batches
 
 
 def test_all_processes_stop_early_where_the_main_one_decides(reports):
