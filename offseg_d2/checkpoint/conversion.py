@@ -50,8 +50,10 @@ class Conversion:
             names = [name for name, why in self.dropped.items() if why == reason]
             lines.append(f"  {len(names)} dropped ({reason}): {_summary(names)}")
         if self.missing:
-            names = _summary(self.missing)
-            lines.append(f"  {len(self.missing)} not in it keep their initial values: {names}")
+            lines.append(
+                f"  {len(self.missing)} not in it keep their initial values: "
+                f"{_summary(self.missing)}"
+            )
         return "\n".join(lines)
 
 
