@@ -18,29 +18,31 @@ HEAD = """\
 
 **What we found, and what to do:**
 
-- For your own data take the recipes of `configs/own_data`: their offsets have no norm over the classes
-  (`MODEL.SEM_SEG_HEAD.CLASS_NORM False`) and begin at zero (`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`).
-- In drawn scenes of 8, 32 and 150 classes this form was not worse than the plain classifier, and its
-  mean was higher at all three. Three seeds do not prove that it is better.
+- For your own data take the recipes of `configs/own_data`: their offsets have no norm over the
+  classes (`MODEL.SEM_SEG_HEAD.CLASS_NORM False`) and begin at zero
+  (`MODEL.SEM_SEG_HEAD.OFFSET_INIT_STD 0`).
+- In drawn scenes of 8, 32 and 150 classes this form was not worse than the plain classifier,
+  and its mean was higher at all three. Three seeds do not prove that it is better.
 - The authors' form was worse than plain in every seed at 8, 32 and 150 classes.
-- More classes did not help the authors' form: the loss at 32 classes is larger than that at 8. With 150
-  classes these runs are far too short, and all scores are below 10.
-- Do not expect the class vectors to come closer to their pixels: with the form that is best here they
-  did not, and about nine tenths of the class offsets are the same for all classes (see the angles).
-- On CamVid the authors' form loses, too; there, projections that learn at a tenth of the head's rate
-  recover most of it. The form without the norm is not measured there with three seeds.
-- Use the authors' form for their checkpoints, which need it. Each checkpoint belongs to one form, and
-  is refused for the other.
-- Take plain (`MODEL.SEM_SEG_HEAD.CLASSIFIER plain`) if speed and memory are all that counts: offsets cost
-  0.1 to 0.2 million parameters.
-- Compare with three seeds of your own before you believe in a difference of one point: seeds alone
-  differ by as much.
-- None of this speaks of long trainings, nor of 150 classes in photographs, for which the paper reports
-  gains of 1 to 3 points.
+- More classes did not help the authors' form: the loss at 32 classes is larger than that at 8.
+  With 150 classes these runs are far too short, and all scores are below 10.
+- Do not expect the class vectors to come closer to their pixels: with the form that is best
+  here they did not, and about nine tenths of the class offsets are the same for all classes
+  (see the angles).
+- On CamVid the authors' form loses, too; there, projections that learn at a tenth of the head's
+  rate recover most of it. The form without the norm is not measured there with three seeds.
+- Use the authors' form for their checkpoints, which need it. Each checkpoint belongs to one
+  form, and is refused for the other.
+- Take plain (`MODEL.SEM_SEG_HEAD.CLASSIFIER plain`) if speed and memory are all that counts:
+  offsets cost 0.1 to 0.2 million parameters.
+- Compare with three seeds of your own before you believe in a difference of one point: seeds
+  alone differ by as much.
+- None of this speaks of long trainings, nor of 150 classes in photographs, for which the paper
+  reports gains of 1 to 3 points.
 
-These are small experiments on a CPU: one recipe, trained with the plain classifier and with offsets,
-with several seeds each. The recipe was tuned with the plain classifier only, on validation data. They
-do not reproduce scores of the paper.
+These are small experiments on a CPU: one recipe, trained with the plain classifier and with
+offsets, with several seeds each. The recipe was tuned with the plain classifier only, on
+validation data. They do not reproduce scores of the paper.
 
 Each table has the mean mIoU over seeds with its sample standard deviation, the difference to the
 plain classifier's runs with the same seeds, and the 95 % interval of its mean (Student's t). An arm

@@ -122,7 +122,7 @@ def test_tf32_is_chosen_by_key(tmp_path, loggers):
     ],
 )
 def test_cudnn_tries_its_algorithms_where_batches_have_one_size(
-    tmp_path, quiet_loggers, options, eval_only, expected
+    tmp_path, loggers, options, eval_only, expected
 ):
     wide = ("INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [512, 1024])
     cfg = make_cfg("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *wide, *options)
