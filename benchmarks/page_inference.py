@@ -20,7 +20,7 @@ def inference(result: dict[str, Any]) -> Iterator[str]:
         "they take turns. The forms are the authors' order of operations "
         "(`benchmarks/authors_order`, the baseline), the model as it is built, "
         "`offseg_d2.deploy.optimize(model)` where it exists, and the model's ONNX file "
-        "(`tools/export_model.py`, fixed size), run by OpenVINO and by onnxruntime. Spread: 10th "
+        "(`offseg export`, fixed size), run by OpenVINO and by onnxruntime. Spread: 10th "
         "to 90th percentile. *Label maps agree* compares with the baseline."
     )
     for title, rows in _by_setting(forms).items():

@@ -2,9 +2,9 @@
 
 ::
 
-    python tools/export_model.py --config-file F --output float.onnx --size 360 480 --batch 1 \
+    offseg export --config-file F --output float.onnx --size 360 480 --batch 1 \
         --opts MODEL.WEIGHTS W
-    python tools/export_model.py --config-file F --output int8.onnx --size 360 480 --batch 1 \
+    offseg export --config-file F --output int8.onnx --size 360 480 --batch 1 \
         --format onnx_int8 --calibration-dataset camvid_train --calibration-images 32 \
         --opts MODEL.WEIGHTS W
     python benchmarks/quantisation.py accuracy --files float.onnx int8.onnx --model NAME

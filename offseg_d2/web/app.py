@@ -159,8 +159,11 @@ def run(argv: Sequence[str] | None = None) -> None:
         if host not in LOCAL_HOSTS:
             print(f"everybody who reaches {host} can use the page; it has no password")
         address = f"[{host}]" if ":" in host else host
-        print(f"the page is at http://{address}:{port} (Ctrl-C stops)", flush=True)
-        page.block_thread()
+        try:
+            print(f"the page is at http://{address}:{port} (Ctrl-C stops)", flush=True)
+            page.block_thread()
+        except KeyboardInterrupt:  # before gradio waits for it
+            page.close(verbose=False)
 
 
 def main() -> None:

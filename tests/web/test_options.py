@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from offseg_d2.web import app
 from offseg_d2.web.app import free_port, main
 from offseg_d2.web.options import parse
 from tests.common import ROOT
@@ -72,6 +73,27 @@ def test_port_in_use_is_reported():
         with pytest.raises(OSError, match=f"`--port` a free one, but 127.0.0.1 and {port} cannot"):
             free_port("127.0.0.1", port)
     assert free_port("127.0.0.1", 0) > 0
+
+
+def test_interrupt_as_soon_as_the_page_is_there_ends_it_quietly(monkeypatch):
+    """Programs that wait for the address send it before gradio waits for Ctrl-C."""
+
+    class Page:
+        closed = False
+
+        def block_thread(self):
+            raise KeyboardInterrupt
+
+        def close(self, verbose):
+            self.closed = True
+
+    page = Page()
+    monkeypatch.setattr(app, "require_gradio", lambda: None)
+    monkeypatch.setattr(app, "load_models", lambda options: None)
+    monkeypatch.setattr(app, "launch", lambda *arguments: page)
+    monkeypatch.setattr(app.signal, "signal", lambda *arguments: None)
+    app.run(["--weights", "x.pth", "--port", "0"])
+    assert page.closed
 
 
 def test_without_gradio_the_extra_is_named():
