@@ -89,10 +89,15 @@ def unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> list[str]:
     for key, value in _leaves(cfg):
         late = key.startswith("TEST.") and key not in base
         looked_at = not eval_only or key.startswith(("MODEL.", "TEST."))
-        changed = key in defaults and value != defaults[key]
+        changed = key in defaults and _as_tuples(value) != _as_tuples(defaults[key])
         if changed and looked_at and not late and key not in reads:
             names.append(f"`{key}`" + (f" (use `{_INSTEAD[key]}`)" if key in _INSTEAD else ""))
     return names
+
+
+def _as_tuples(value: Any) -> Any:
+    """A value with tuples in place of lists, into which a file turns them."""
+    return tuple(map(_as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _leaves(node: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -92,6 +92,11 @@ def test_a_traced_configuration_is_the_same_one():
     assert unread_keys(cfg) == []  # nobody has traced this one
 
 
+def test_a_configuration_from_a_file_of_all_keys_has_changed_none(tmp_path):
+    (tmp_path / "config.yaml").write_text(load_config("").dump())
+    assert unread_keys(trace_reads(load_config(tmp_path / "config.yaml"))) == []
+
+
 def test_an_evaluation_looks_at_the_keys_of_model_and_test_alone():
     cfg = trace_reads(load_config("", ["SOLVER.NESTEROV", "True", "TEST.AUG.FLIP", "False"]))
     assert unread_keys(cfg, eval_only=True) == ["`TEST.AUG.FLIP` (use `TEST.SEM_SEG.TTA.FLIP`)"]
