@@ -88,7 +88,8 @@ def unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> list[str]:
     names = []
     for key, value in _leaves(cfg):
         late = key.startswith("TEST.") and key not in base
-        looked_at = not eval_only or key.startswith(("MODEL.", "TEST."))
+        tests = key.startswith(("MODEL.", "TEST.")) and key != "TEST.EVAL_PERIOD"
+        looked_at = tests or not eval_only
         changed = key in defaults and _as_tuples(value) != _as_tuples(defaults[key])
         if changed and looked_at and not late and key not in reads:
             names.append(f"`{key}`" + (f" (use `{_INSTEAD[key]}`)" if key in _INSTEAD else ""))

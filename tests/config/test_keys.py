@@ -98,7 +98,8 @@ def test_a_configuration_from_a_file_of_all_keys_has_changed_none(tmp_path):
 
 
 def test_an_evaluation_looks_at_the_keys_of_model_and_test_alone():
-    cfg = trace_reads(load_config("", ["SOLVER.NESTEROV", "True", "TEST.AUG.FLIP", "False"]))
+    training = ["SOLVER.NESTEROV", "True", "TEST.EVAL_PERIOD", "50"]
+    cfg = trace_reads(load_config("", [*training, "TEST.AUG.FLIP", "False"]))
     assert unread_keys(cfg, eval_only=True) == ["`TEST.AUG.FLIP` (use `TEST.SEM_SEG.TTA.FLIP`)"]
 
 
