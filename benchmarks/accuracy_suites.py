@@ -6,7 +6,7 @@ paper.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 Overrides = Mapping[str, Any]  # configuration key -> value
@@ -153,14 +153,41 @@ _SCENES: Overrides = {
     "INPUT.PHOTOMETRIC_DISTORTION": False,
 }
 
-SUITES: dict[str, Suite] = {
-    "scenes_classes": Suite(
-        title="Generated scenes of 8, 32 and 150 classes",
+_CAMVID: Overrides = {**_COMMON, "SOLVER.BASE_LR": 0.0005, "DATASETS.TEST": ["camvid_val"]}
+_CAMVID_SETS = {"curve_set": "camvid_val", "test_set": "camvid_test"}
+_SEGFORMER = Suite(
+    title="CamVid, SegFormer-B0 from scratch",
+    config="configs/camvid/segformer_b0_offset_cpu.yaml",
+    recipe={
+        **_CAMVID,
+        **_length(1000, 100),
+        "SOLVER.IMS_PER_BATCH": 8,
+        "INPUT.CROP.SIZE": [144, 192],
+        "INPUT.RESIZE.RATIO_RANGE": [0.4, 0.7],
+        "INPUT.RESIZE.SCALE_TEST": [240, 180],
+    },
+    **_CAMVID_SETS,
+)
+
+
+def _scenes_suite(title: str, iterations: int, axis: str, **conditions: Any) -> Suite:
+    return Suite(
+        title=title,
         config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
-        recipe={**_SCENES, **_length(600, 60)},
-        curve_set="shapes_k*_val",
-        axis="number of classes",
-        conditions={
+        recipe={**_SCENES, **_length(iterations, iterations // 10)},
+        curve_set=f"shapes_{next(iter(conditions))[0]}*_val",
+        axis=axis,
+        conditions=conditions,
+    )
+
+
+_VARIATION = "within-class variation between images, %"
+SUITES: dict[str, Suite] = {
+    "scenes_classes": _scenes_suite(
+        "Generated scenes of 8, 32 and 150 classes",
+        600,
+        "number of classes",
+        **{
             f"k{number}": (number, _scenes(f"k{number}") | {f"{_HEAD}.NUM_CLASSES": number})
             for number in (8, 32, 150)
         },
@@ -169,48 +196,28 @@ SUITES: dict[str, Suite] = {
         title="CamVid, OffSeg decoder on MobileNetV2 with ImageNet weights",
         config="configs/camvid/offseg_mobilenetv2_offset_cpu.yaml",
         recipe={
-            **_COMMON,
+            **_CAMVID,
             **_length(600, 60),
-            "SOLVER.BASE_LR": 0.0005,
             "SOLVER.IMS_PER_BATCH": 4,
             "INPUT.CROP.SIZE": [192, 256],
             "INPUT.RESIZE.RATIO_RANGE": [0.5, 0.9],
             "INPUT.RESIZE.SCALE_TEST": [320, 240],
-            "DATASETS.TEST": ["camvid_val"],
         },
-        curve_set="camvid_val",
-        test_set="camvid_test",
+        **_CAMVID_SETS,
     ),
-    "camvid_segformer": Suite(
-        title="CamVid, SegFormer-B0 from scratch",
-        config="configs/camvid/segformer_b0_offset_cpu.yaml",
-        recipe={
-            **_COMMON,
-            **_length(1000, 100),
-            "SOLVER.BASE_LR": 0.0005,
-            "SOLVER.IMS_PER_BATCH": 8,
-            "INPUT.CROP.SIZE": [144, 192],
-            "INPUT.RESIZE.RATIO_RANGE": [0.4, 0.7],
-            "INPUT.RESIZE.SCALE_TEST": [240, 180],
-            "DATASETS.TEST": ["camvid_val"],
-        },
-        curve_set="camvid_val",
-        test_set="camvid_test",
+    "camvid_segformer": _SEGFORMER,
+    # The same recipe by one later state of the code and on one machine, with the form of own data.
+    "camvid_segformer_forms": replace(_SEGFORMER, title=f"{_SEGFORMER.title}, three forms"),
+    "scenes": _scenes_suite(
+        "Generated scenes, OffSeg decoder on MobileNetV2 with ImageNet weights",
+        400,
+        _VARIATION,
+        **{f"v{percent}": (percent, _scenes(f"v{percent}")) for percent in (0, 50, 100)},
     ),
-    "scenes": Suite(
-        title="Generated scenes, OffSeg decoder on MobileNetV2 with ImageNet weights",
-        config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
-        recipe={**_SCENES, **_length(400, 40)},
-        curve_set="shapes_v*_val",
-        axis="within-class variation between images, %",
-        conditions={f"v{percent}": (percent, _scenes(f"v{percent}")) for percent in (0, 50, 100)},
-    ),
-    "scenes_long": Suite(
-        title="Generated scenes of full variation, four times as long",
-        config="configs/shapes/offseg_mobilenetv2_offset_cpu.yaml",
-        recipe={**_SCENES, **_length(1600, 160)},
-        curve_set="shapes_v*_val",
-        axis="within-class variation between images, %",
-        conditions={"v100": (100, _scenes("v100"))},
+    "scenes_long": _scenes_suite(
+        "Generated scenes of full variation, four times as long",
+        1600,
+        _VARIATION,
+        v100=(100, _scenes("v100")),
     ),
 }

@@ -2,8 +2,8 @@
 
 ::
 
-    python benchmarks/misalignment.py output/accuracy/scenes_classes/*both* \\
-        --output benchmarks/results/misalignment.json
+    python benchmarks/misalignment.py output/accuracy/scenes_classes/*both*seed1 \\
+        --output benchmarks/results/accuracy/misalignment.json
 
 Takes finished trainings with offsets, such as ``accuracy.py`` leaves them, and measures on the
 images and labels of their last configuration's ``DATASETS.TEST``, see
@@ -61,7 +61,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "images": len(images),
         "before": _degrees(before),
         "after": _degrees(after),
-        "common": round(float(common), 4),
+        "common": None if common.isnan() else round(float(common), 4),
     }
 
 

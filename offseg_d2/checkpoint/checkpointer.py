@@ -46,7 +46,7 @@ from .safe_load import (
     check_is_file,
     load_checkpoint_file,
 )
-from .state_dicts import check_fit, to_state_dict
+from .state_dicts import averages_of, check_fit, to_state_dict, with_model
 
 logger = logging.getLogger(__name__)
 
@@ -231,8 +231,8 @@ class SafeCheckpointer(DetectionCheckpointer):
         if key != "optimizer" or all(p.requires_grad for p in self.model.parameters()):
             return ""
         return (
-            " A part of the backbone is frozen: runs of before `MODEL.BACKBONE.FREEZE_AT` had an "
-            "effect go on with 0."
+            " A part of the backbone is frozen. Older versions ignored "
+            "`MODEL.BACKBONE.FREEZE_AT`: to continue a run of theirs, set it to 0."
         )
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -273,36 +273,13 @@ class SafeCheckpointer(DetectionCheckpointer):
         return super().load(path, checkpointables=checkpointables)
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        data = load_checkpoint_file(filename)
-        wrapped = any(isinstance(data.get(key), Mapping) for key in ("model", "state_dict"))
-        if filename.endswith(".pkl") and "__author__" not in data and not wrapped:
-            # Detectron 1 and Caffe2: Detectron2 matches such names by its own heuristics.
-            blobs = data.get("blobs", data)
-            if not isinstance(blobs, Mapping):
-                raise CheckpointError(
-                    f"Checkpoint file `{self._path}` must hold weights by name in its entry "
-                    f"`blobs`, but holds a {type(blobs).__name__}."
-                )
-            model = {k: blob for k, blob in blobs.items() if not str(k).endswith("_momentum")}
-            return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-        for key in ("model", "state_dict"):
-            if isinstance(data.get(key), Mapping):
-                return {**data, "model": {**data[key], **self._averages_of(data)}}
-        return {"model": data}
-
-    def _averages_of(self, data: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Averaged weights of a checkpoint, if they are wanted and there are some."""
-        if not self.prefer_average or "ema" not in data:
-            return {}
-        averages = data["ema"].get("averages") if isinstance(data["ema"], Mapping) else None
-        if not isinstance(averages, Mapping):
-            raise CheckpointError(
-                f"Checkpoint file `{self._path}` must hold averaged weights by name in its entry "
-                "`ema`, but does not."
-            )
+        data = with_model(
+            self._path, load_checkpoint_file(filename), is_pickle=filename.endswith(".pkl")
+        )
+        averages = averages_of(self._path, data) if self.prefer_average else {}
         if averages:
             self.logger.info("Taking the moving average of the weights")
-        return averages
+        return {**data, "model": {**data["model"], **averages}}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         state_dict = source = to_state_dict(self._path, checkpoint["model"])

@@ -60,21 +60,18 @@ def check_optimizer(path: str, key: str, optimizer: Optimizer) -> None:
         CheckpointError: a parameter's averages have another shape, or are not all there.
     """
     states = [(parameter, state) for parameter, state in optimizer.state.items() if state]
+    expected = {name for _, state in states for name in state if name in _AVERAGES}
     for parameter, state in states:
-        wrong = [
-            name
-            for name, value in state.items()
-            if name in _AVERAGES and getattr(value, "shape", None) != parameter.shape
-        ]
-        if wrong or state.keys() != states[0][1].keys():
-            raise CheckpointError(
-                f"Checkpoint file `{path}` must be of this configuration to be resumed from, but "
-                f"its entry `{key}` does not fit: it holds {sorted(map(str, state))} of a "
-                f"parameter of the shape {tuple(parameter.shape)}"
-                + (f", `{wrong[0]}` of another shape." if wrong else ".")
-            )
+        for name in sorted(expected):
+            shape = getattr(state.get(name), "shape", None)
+            if shape != parameter.shape:
+                raise CheckpointError(
+                    f"Checkpoint file `{path}` must be of this configuration to be resumed from, "
+                    f"but its entry `{key}` does not fit: `{name}` of a parameter must have the "
+                    f"shape {tuple(parameter.shape)}, but has {shape and tuple(shape)}."
+                )
 
 
 def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, int | float | str | bool | None) else ""
-    return f"a {type(value).__name__}" + (f", {text[:40]}" if text else "")
+    simple = isinstance(value, int | float | str | None)
+    return f"{value!r:.40}" if simple else f"a {type(value).__name__}"

@@ -24,6 +24,50 @@ def load_state_dict_file(path: str) -> dict[str, Tensor]:
     return to_state_dict(path, data)
 
 
+def with_model(path: str, data: dict[str, Any], *, is_pickle: bool) -> dict[str, Any]:
+    """Entries of a checkpoint with its weights in the entry "model", whatever its origin.
+
+    Args:
+        path: of the file, for the message.
+        data: its entries.
+        is_pickle: it may be of Detectron 1 or Caffe2, whose names Detectron2 matches by its own
+            heuristics.
+
+    Raises:
+        CheckpointError: its entry "blobs" is no mapping.
+    """
+    for key in ("model", "state_dict"):
+        if isinstance(data.get(key), Mapping):
+            return {**data, "model": data[key]}
+    if not is_pickle or "__author__" in data:
+        return {"model": data}
+    blobs = data.get("blobs", data)
+    if not isinstance(blobs, Mapping):
+        raise CheckpointError(
+            f"Checkpoint file `{path}` must hold weights by name in its entry `blobs`, but holds a "
+            f"{type(blobs).__name__}."
+        )
+    model = {name: blob for name, blob in blobs.items() if not str(name).endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
+
+
+def averages_of(path: str, data: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Averaged weights in a checkpoint's entry "ema", none without it.
+
+    Raises:
+        CheckpointError: the entry holds something else.
+    """
+    if "ema" not in data:
+        return {}
+    averages = data["ema"].get("averages") if isinstance(data["ema"], Mapping) else None
+    if not isinstance(averages, Mapping):
+        raise CheckpointError(
+            f"Checkpoint file `{path}` must hold averaged weights by name in its entry `ema`, but "
+            "does not."
+        )
+    return averages
+
+
 def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
     """Tensors by name, without the prefix that DistributedDataParallel adds.
 
@@ -39,17 +83,24 @@ def to_state_dict(path: str, entries: Mapping[str, Any]) -> dict[str, Tensor]:
                 f"Checkpoint file `{path}` must hold tensors by name, but one of its names is "
                 f"{name!r:.60}, a {type(name).__name__}."
             )
-        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "biuf"
-        if not numbers and not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) and not _is_numbers(value):
+            kind = f" of {value.dtype}" if isinstance(value, np.ndarray) else ""
             raise CheckpointError(
                 f"Checkpoint file `{path}` must hold tensors by name, but `{name}` is a "
-                f"{type(value).__name__}."
+                f"{type(value).__name__}{kind}."
             )
     wrapped = all(name.startswith("module.") for name in entries)
     return {
         name.removeprefix("module.") if wrapped else name: _as_tensor(value)
         for name, value in entries.items()
     }
+
+
+def _is_numbers(value: Any) -> bool:
+    """True for arrays that PyTorch has a type for; its longest numbers have 8 bytes."""
+    return (
+        isinstance(value, np.ndarray) and value.dtype.kind in "biuf" and value.dtype.itemsize <= 8
+    )
 
 
 def _as_tensor(value: Tensor | np.ndarray) -> Tensor:

@@ -44,8 +44,9 @@ def _add_input_keys(cfg: CN) -> None:
     cfg.INPUT.ROTATE_90_PROBABILITY = 0.0
     # Brightness, contrast, saturation and hue jitter in training.
     cfg.INPUT.PHOTOMETRIC_DISTORTION = True
-    # Flip and distort whole batches on MODEL.DEVICE instead of single images in the workers, which
-    # have less to do then. The draws are the same; colours differ by rounding.
+    # Flip and distort whole batches on the GPU instead of single images in the workers, which have
+    # less to do then. The draws are the same; colours differ by rounding. With rotations the flips,
+    # which come before them, stay with the workers. Without a GPU the main process does the work.
     cfg.INPUT.AUGMENT_ON_DEVICE = False
     # In training decode a JPEG at 1/2, 1/4 or 1/8 of its scale where it is resized to less than
     # that; never at test. Somewhat faster with large photographs, but a mean of pixels is not what

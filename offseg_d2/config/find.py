@@ -17,7 +17,7 @@ def config_folder() -> Path:
 
 
 def config_names() -> list[str]:
-    """Names such as "camvid/offseg_t_offset_cpu"; those in "base/" are parts of others."""
+    """Names such as "camvid/offseg_t_offset_cpu"; "base/" has parts of configurations."""
     folder = config_folder()
     return sorted(
         path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml")

@@ -1,10 +1,11 @@
 """Keys of a configuration that a run was given, but that nothing reads.
 
 Detectron2's configuration has many keys for other tasks, and a key may belong to a part that this
-run has not. :func:`trace_reads` notes each key that is read, :func:`unread_keys` names those that
-were changed for nothing.
+run does not have. :func:`trace_reads` notes each key that is read, :func:`unread_keys` names those
+that were changed for nothing.
 """
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,6 +28,11 @@ _INSTEAD = {
     "TEST.AUG.FLIP": "TEST.SEM_SEG.TTA.FLIP",
     "VIS_PERIOD": "TEST.SEM_SEG.NUM_PICTURES",
 }
+# Keys of model and test that only a training reads; an evaluation is often given that of one.
+_TRAINING_ONLY = (
+    *("TEST.EVAL_PERIOD", "MODEL.COMPILE", "MODEL.CHANNELS_LAST"),
+    "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING",
+)
 
 
 class _Reads(set):
@@ -46,10 +52,26 @@ class _TracedNode(CfgNode):  # type: ignore[misc]  # Detectron2 has no types
 
     def __getitem__(self, name: str) -> Any:
         value = super().__getitem__(name)
-        if not isinstance(value, CfgNode):
+        if not isinstance(value, CfgNode) and "reads" in self.__dict__:
             reads, prefix = self.__dict__["reads"]
             reads.add(prefix + name)
         return value
+
+    # A merge looks at the old value of each key, and wants nodes of one type on both sides.
+    def merge_from_other_cfg(self, cfg_other: CfgNode) -> None:
+        with self._unnoticed():
+            super().merge_from_other_cfg(_traced(cfg_other, "", _Reads()))
+
+    def merge_from_list(self, cfg_list: list[Any]) -> None:
+        with self._unnoticed():
+            super().merge_from_list(cfg_list)
+
+    @contextlib.contextmanager
+    def _unnoticed(self) -> Iterator[None]:
+        reads, _ = self.__dict__["reads"]
+        before = set(reads)
+        yield
+        reads.intersection_update(before)
 
 
 def trace_reads(cfg: CfgNode) -> CfgNode:
@@ -88,7 +110,7 @@ def unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> list[str]:
     names = []
     for key, value in _leaves(cfg):
         late = key.startswith("TEST.") and key not in base
-        tests = key.startswith(("MODEL.", "TEST.")) and key != "TEST.EVAL_PERIOD"
+        tests = key.startswith(("MODEL.", "TEST.")) and key not in _TRAINING_ONLY
         looked_at = tests or not eval_only
         changed = key in defaults and _as_tuples(value) != _as_tuples(defaults[key])
         if changed and looked_at and not late and key not in reads:

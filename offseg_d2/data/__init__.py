@@ -1,7 +1,7 @@
 """Datasets, augmentation and loaders. Importing it registers the datasets in Detectron2."""
 
 from . import datasets
-from .augmentation import build_augmentations
+from .augmentation import build_augmentations, crop_size
 from .build import SampleLoader, build_test_loader, build_train_loader
 from .class_weights import balance_class_weights
 from .dataset_mapper import SemSegDatasetMapper, build_mapper, to_planes
@@ -40,6 +40,7 @@ __all__ = [
     "build_mapper",
     "build_test_loader",
     "build_train_loader",
+    "crop_size",
     "datasets",
     "describe_label_map",
     "ensure_registered",

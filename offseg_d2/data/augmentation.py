@@ -203,10 +203,7 @@ def build_augmentations(cfg: CfgNode, is_train: bool) -> list[Augmentation]:
     augmentations = [_build_train_resize(cfg)]
     crop = cfg.INPUT.CROP
     if crop.ENABLED:
-        if crop.TYPE != "absolute":
-            raise ValueError(f"`INPUT.CROP.TYPE` must be 'absolute', but is {crop.TYPE!r}.")
-        size = _pair(crop.SIZE, "INPUT.CROP.SIZE")
-        augmentations.append(CategoryLimitedCrop(size, crop.SINGLE_CATEGORY_MAX_AREA))
+        augmentations.append(CategoryLimitedCrop(crop_size(cfg), crop.SINGLE_CATEGORY_MAX_AREA))
     if cfg.INPUT.FLIP_PROBABILITY > 0:
         augmentations.append(RandomFlip(cfg.INPUT.FLIP_PROBABILITY))
     vertical = _probability(cfg, "VERTICAL_FLIP_PROBABILITY")
@@ -244,6 +241,17 @@ def _probability(cfg: CfgNode, key: str) -> float:
     if not 0.0 <= value <= 1.0:
         raise ValueError(f"`INPUT.{key}` must be in [0, 1], but is {value!r}.")
     return value
+
+
+def crop_size(cfg: CfgNode) -> tuple[int, int]:
+    """Height and width of training crops in pixels.
+
+    Raises:
+        ValueError: `INPUT.CROP.SIZE` is no such pair, or `INPUT.CROP.TYPE` another kind.
+    """
+    if cfg.INPUT.CROP.TYPE != "absolute":
+        raise ValueError(f"`INPUT.CROP.TYPE` must be 'absolute', but is {cfg.INPUT.CROP.TYPE!r}.")
+    return _pair(cfg.INPUT.CROP.SIZE, "INPUT.CROP.SIZE")
 
 
 def _pair(value: list[int], key: str) -> tuple[int, int]:

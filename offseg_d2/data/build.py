@@ -90,14 +90,15 @@ def build_train_loader(cfg: CfgNode, start_iter: int = 0) -> SampleLoader:
     )
     logger.info(f"Label map: {describe_label_map(metadata)}.")
     logger.info(f"Training augmentations: {mapper.augmentations}.")
+    device = torch.device(cfg.MODEL.DEVICE if _uses_cuda(cfg) else "cpu")
     if mapper.on_device is not None:
-        logger.info(f"On {cfg.MODEL.DEVICE}: {mapper.on_device}.")
+        logger.info(f"On {device}: {mapper.on_device}.")
     dataset = _TrainingDataset(DatasetFromList(samples, copy=False), mapper, seed)
     workers = cfg.DATALOADER.NUM_WORKERS
     prefetch = _PREFETCH_BATCHES if workers > 0 else None
     return SampleLoader(
         _build_loader(cfg, dataset, batch_sampler=sampler, prefetch_factor=prefetch),
-        device=torch.device(cfg.MODEL.DEVICE if _uses_cuda(cfg) else "cpu"),
+        device=device,
         augmentation=mapper.on_device,
         occurrence=ClassOccurrence(classes_of(metadata), min(_FIRST_LABEL_MAPS, len(samples))),
     )

@@ -71,7 +71,8 @@ def _ids_of_palette(path: str, raw: np.ndarray, palette: np.ndarray, lut: LabelL
     colors_only = len(lut.ignored_colors) > 0
     found = np.flatnonzero(count_ids(raw))
     used = [i for i in found if colors_only or lut.values[i] != IGNORE_LABEL]
-    by_color = [_class_of_color(palette[index], lut) for index in used]
+    classes = {code: class_id for class_id, code in reversed(_classes_of_codes(lut))}
+    by_color = [classes.get(int(code), -1) for code in color_codes(palette[used])]
     by_index = [int(lut.values[index]) if lut.valid[index] else -1 for index in used]
     known = [(a, b) for a, b in zip(by_color, by_index, strict=True) if a >= 0]
     if all(a == b for a, b in known):
@@ -86,10 +87,6 @@ def _ids_of_palette(path: str, raw: np.ndarray, palette: np.ndarray, lut: LabelL
     for index, class_id in zip(used, by_color, strict=True):
         table[index] = np.flatnonzero(lut.valid & (lut.values == class_id))[0]
     return cv2.LUT(raw, table)
-
-
-def _class_of_color(color: np.ndarray, lut: LabelLut) -> int:
-    return next((i for i, code in _classes_of_codes(lut) if code == color_codes(color)), -1)
 
 
 def _classes_of_codes(lut: LabelLut) -> list[tuple[int, int]]:

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from offseg_d2.config import ConfigError, trace_reads, unread_keys
-from offseg_d2.data import adapt_to_folders, balance_class_weights
+from offseg_d2.data import adapt_to_folders, balance_class_weights, crop_size
 from offseg_d2.modeling import available_device
 from offseg_d2.utils.io import write_atomically
 from offseg_d2.version import __version__
@@ -78,7 +78,7 @@ def setup_run(cfg: CfgNode, args: argparse.Namespace) -> CfgNode:
     cfg.freeze()
     seed_all_rng(cfg.SEED + rank)
     torch.backends.cudnn.benchmark = (
-        cfg.CUDNN_BENCHMARK and _size_is_fixed(cfg) and not args.eval_only
+        cfg.CUDNN_BENCHMARK and not args.eval_only and _size_is_fixed(cfg)
     )
     torch.backends.cuda.matmul.allow_tf32 = cfg.SOLVER.TF32
     logger.info("Configuration:\n%s", cfg.dump(), extra=FILE_ONLY)
@@ -102,9 +102,10 @@ def warn_of_unread_keys(cfg: CfgNode, *, eval_only: bool = False) -> None:
 
 def _size_is_fixed(cfg: CfgNode) -> bool:
     """True if all training batches have one height and width: smaller crops are padded."""
-    height, width = cfg.INPUT.CROP.SIZE
-    turns = cfg.INPUT.ROTATE_90_PROBABILITY > 0 and height != width
-    return cfg.INPUT.CROP.ENABLED and not turns
+    if not cfg.INPUT.CROP.ENABLED:
+        return False
+    height, width = crop_size(cfg)
+    return height == width or cfg.INPUT.ROTATE_90_PROBABILITY == 0
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def _build_groups(cfg: CfgNode, model: nn.Module) -> list[dict[str, Any]]:
             rules,
             base_lr=solver.BASE_LR,
             weight_decay=solver.WEIGHT_DECAY,
-            lr_factors={key: solver[key] for key in solver if key.endswith("_LR_FACTOR")},
+            lr_factors=solver,
         )
     except ValueError as error:
         raise ValueError(

@@ -234,9 +234,10 @@ def _lr_factor(rule: ParamGroupRule, lr_factors: Mapping[str, float]) -> float:
     if not isinstance(rule.lr_factor, str):
         return rule.lr_factor
     if rule.lr_factor not in lr_factors:
+        known = sorted(key for key in lr_factors if key.endswith("_LR_FACTOR"))
         raise ValueError(
             f"Learning-rate factor of parameter group rule {rule.name!r} must be a number or one "
-            f"of {sorted(lr_factors)}, but is {rule.lr_factor!r}."
+            f"of {known}, but is {rule.lr_factor!r}."
         )
     return float(lr_factors[rule.lr_factor])
 

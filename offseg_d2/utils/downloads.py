@@ -121,7 +121,7 @@ def _copy(response: Any, file: BinaryIO) -> None:
 def _validators(headers: email.message.Message) -> dict[str, str]:
     """Headers by which a later change can be recognised."""
     found = {key: headers[key] for key in _VALIDATORS if headers.get(key)}
-    # Times are told in seconds: a file of this very second may change without a trace.
+    # Times are whole seconds: a file of this very second may change without a trace.
     if "Last-Modified" in found and not _is_later(headers["Date"], found["Last-Modified"]):
         del found["Last-Modified"]
     return found

@@ -298,6 +298,39 @@ def test_rows_with_fewer_than_three_seeds_stand_at_the_end_and_are_not_drawn(tmp
     assert draw_plots(make_rows({("low", "plain"): {1: 50.0}}), "tests", tmp_path) == []
 
 
+# --- what the page says above the tables
+
+
+def scores(suite: str, arm: str) -> dict[tuple[str, int], float]:
+    found = accuracy_results.Results(accuracy.RESULTS / f"{suite}.json").rows()
+    return {(r["condition"], r["seed"]): r["final"]["mIoU"] for r in found if r["arm"] == arm}
+
+
+def test_sentences_on_the_authors_form_hold_in_the_recorded_rows():
+    plain, authors = (scores("scenes_classes", arm) for arm in ("plain", "both"))
+    gaps = {run: plain[run] - authors[run] for run in plain}
+    assert len(gaps) == 9 and all(gap > 0 for gap in gaps.values())
+    most = {k: max(gap for (name, _), gap in gaps.items() if name == k) for k in ("k8", "k150")}
+    assert all(gap > max(most.values()) for (name, _), gap in gaps.items() if name == "k32")
+    rows = accuracy_results.Results(accuracy.RESULTS / "scenes_classes.json").rows()
+    assert max(r["final"]["mIoU"] for r in rows if r["condition"] == "k150") < 10
+
+
+def test_sentences_on_the_form_of_own_data_hold_in_the_recorded_rows():
+    rows = accuracy_results.Results(accuracy.RESULTS / "scenes_classes.json").rows()
+    lines = [line for line in arm_lines(rows, SUITES["scenes_classes"]) if "no norm" in line[1]]
+    assert len(lines) == 3 and all(line[4].startswith("+") for line in lines)
+    assert {line[-1] for line in lines} == {"undecided"}
+    plain, own = (scores("camvid_segformer_forms", a) for a in ("plain", "both_no_norm_zero"))
+    assert own.keys() == plain.keys() == {("", 1)} and own["", 1] < plain["", 1]
+    assert len({row["code"][0]["digest"] for row in rows}) == 1
+
+
+def test_sentence_on_the_common_part_holds_in_the_recorded_angles():
+    content = json.loads((accuracy.RESULTS / "misalignment.json").read_text())
+    assert all(row["common"] > 0.5 for row in content["rows"])
+
+
 # --- angles
 
 

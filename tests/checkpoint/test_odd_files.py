@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from offseg_d2.checkpoint import CheckpointError, SafeCheckpointer, load_checkpoint_file
+from offseg_d2.checkpoint.entries import check_optimizer
 from offseg_d2.inference.segmenter import Segmenter
 from tests.checkpoint.runs import Run
 from tests.checkpoint.test_hostile_files import saved
@@ -53,6 +54,7 @@ def test_classes_of_another_type_are_named(entry, tmp_path):
         {"model": {"a": torch.zeros(1), b"b": torch.zeros(1)}},
         {"model": {"a": np.array(["text"])}},
         {"model": {"a": np.array(1 + 2j)}},
+        {"model": {"a": np.ones(2, np.longdouble)}},
         {"model": {"a": [1.0]}},
         {"model": {}},
         {},
@@ -89,6 +91,14 @@ def test_a_run_is_not_resumed_from_averages_that_do_not_fit(change, tmp_path):
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"0000003\.pth` .*`optimizer` does not fit"):
         Run(tmp_path).checkpointer.resume()
+
+
+def test_optimizers_with_other_averages_than_of_the_parameters_shape_are_resumed():
+    model = torch.nn.Linear(3, 2)
+    optimizer = torch.optim.Adafactor(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    check_optimizer("a.pth", "optimizer", optimizer)
 
 
 @pytest.mark.parametrize("blobs", [3, "text", [np.zeros(2)], None])

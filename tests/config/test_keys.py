@@ -103,6 +103,25 @@ def test_an_evaluation_looks_at_the_keys_of_model_and_test_alone():
     assert unread_keys(cfg, eval_only=True) == ["`TEST.AUG.FLIP` (use `TEST.SEM_SEG.TTA.FLIP`)"]
 
 
+def test_an_evaluation_does_not_name_what_only_a_training_reads():
+    keys = ("MODEL.COMPILE", "MODEL.CHANNELS_LAST", "MODEL.BACKBONE.ACTIVATION_CHECKPOINTING")
+    options = [text for key in keys for text in (key, "True")]
+    cfg = trace_reads(load_config("", options))
+    assert unread_keys(cfg, eval_only=True) == []
+    assert set(unread_keys(cfg)) == {f"`{key}`" for key in keys}
+
+
+def test_a_traced_configuration_is_merged_as_any_other_and_a_merge_is_no_read():
+    cfg = trace_reads(load_config("", ["SOLVER.NESTEROV", "True"]))
+    other = load_config("", ["MODEL.MIT.VARIANT", "b3", "SOLVER.NESTEROV", "True"])
+    cfg.merge_from_other_cfg(other)
+    cfg.merge_from_list(["VIS_PERIOD", "7"])
+    assert dict(cfg.MODEL.MIT)["VARIANT"] == "b3"
+    names = {name.split("`")[1] for name in unread_keys(cfg)}
+    assert names == {"SOLVER.NESTEROV", "MODEL.MIT.VARIANT", "VIS_PERIOD"}
+    assert type(cfg)({"A": 1}).A == 1
+
+
 def test_what_should_be_used_instead_is_a_key():
     known = set(keys_of(load_config("")))
     assert {*reads._INSTEAD, *reads._INSTEAD.values()} <= known

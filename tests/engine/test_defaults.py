@@ -112,6 +112,24 @@ def test_tf32_is_chosen_by_key(tmp_path, loggers):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("INPUT.CROP.SIZE", [512]), r"`INPUT.CROP.SIZE` must be two positive .* \[512\]"),
+        (("INPUT.CROP.SIZE", [0.9, 0.9]), r"`INPUT.CROP.SIZE` must be two positive"),
+        (("INPUT.CROP.TYPE", "relative"), r"`INPUT.CROP.TYPE` must be 'absolute', but is 'rel"),
+    ],
+)
+def test_wrong_crops_are_named_where_there_are_crops(tmp_path, loggers, changes, message):
+    crop = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute")
+    options = ("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *crop, *changes)
+    with pytest.raises(ValueError, match=message):
+        setup_run(make_cfg(*options), argparse.Namespace(eval_only=False))
+    setup_run(make_cfg(*options), argparse.Namespace(eval_only=True))
+    without = make_cfg(*options, "INPUT.CROP.ENABLED", False)
+    setup_run(without, argparse.Namespace(eval_only=False))
+
+
+@pytest.mark.parametrize(
     ("options", "eval_only", "expected"),
     [
         (("INPUT.CROP.ENABLED", True), False, True),

@@ -8,7 +8,7 @@ import yaml
 from detectron2.utils.logger import setup_logger
 
 import offseg_d2
-from offseg_d2.config import ConfigError, load_config
+from offseg_d2.config import ConfigError, load_config, reads
 from offseg_d2.engine import run_log
 from tests.engine.tiny import TinyTrainer, make_cfg
 
@@ -61,6 +61,21 @@ def test_keys_that_nothing_reads_are_named_once_after_the_first_iteration(train,
         changes={"SOLVER.STEPS": (2, 4), "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR"}, name="b"
     )
     assert "`SOLVER.STEPS`" not in (tmp_path / "b/log.txt").read_text()
+
+
+def test_keys_of_detectron2_that_have_another_name_here_are_named_in_a_real_run(train, tmp_path):
+    changes = {
+        **{"INPUT.RANDOM_FLIP": "vertical", "INPUT.MIN_SIZE_TEST": 9, "INPUT.MAX_SIZE_TEST": 9},
+        **{"SOLVER.MOMENTUM": 0.5, "SOLVER.BIAS_LR_FACTOR": 3.0, "SOLVER.WEIGHT_DECAY_BIAS": 0.5},
+        **{"SOLVER.WEIGHT_DECAY_NORM": 0.5, "SOLVER.REFERENCE_WORLD_SIZE": 3, "VIS_PERIOD": 3},
+        **{"TEST.AUG.ENABLED": True, "TEST.AUG.MIN_SIZES": (9,), "TEST.AUG.FLIP": False},
+    }
+    assert changes.keys() == reads._INSTEAD.keys()
+    train(changes=changes)
+    (line,) = [
+        text for text in (tmp_path / "run/log.txt").read_text().splitlines() if "no effect" in text
+    ]
+    assert all(f"`{key}` (use `{other}`)" in line for key, other in reads._INSTEAD.items())
 
 
 def test_resume_goes_on(train, tmp_path):

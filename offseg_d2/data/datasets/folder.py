@@ -208,6 +208,7 @@ def register_sem_seg(name: str, load: Callable[[], list[dict[str, Any]]], **meta
                 f"`name` must not be that of a dataset of another library, but '{name}' is taken."
             )
         DatasetCatalog.remove(name)
+        MetadataCatalog.pop(name)
     DatasetCatalog.register(name, load)
     replace_metadata(name, evaluator_type="sem_seg", ignore_label=255, **metadata)
 

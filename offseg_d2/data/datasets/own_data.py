@@ -208,13 +208,6 @@ def _table(root: str, classes: Sequence[str] | str | None) -> ClassTable:
 
 
 def _register(name: str, root: str, split: str, classes: Sequence[str] | str | None) -> None:
-    metadata = MetadataCatalog.get(name)
-    for key in (
-        "label_colors",
-        "ignored_colors",
-        "refresh_label_map",
-    ):  # of an earlier registration by this name
-        vars(metadata).pop(key, None)
     coco = find_coco_files(root)
     if coco:
         table = _register_coco(name, root, split, coco, classes)
@@ -222,6 +215,7 @@ def _register(name: str, root: str, split: str, classes: Sequence[str] | str | N
         table = _table(root, classes)
         folder = _folder(name, root, split, table)
         register_split(folder, table.classes, find_root=_no_root)
+    metadata = MetadataCatalog.get(name)
     metadata.folder_root = root
     metadata.has_part_of_files = not (coco or split_folders(root))
     if table.has_palette:

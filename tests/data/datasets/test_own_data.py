@@ -130,6 +130,28 @@ def test_registered_folder_has_a_name_for_each_split(root):
             MetadataCatalog.remove(name)
 
 
+def test_a_folder_is_registered_again_after_it_was_divided_and_after_it_was_joined(root):
+    def move(there: bool) -> None:
+        for kind in ("images", "annotations"):
+            for split in ("train", "val"):
+                inner = root / kind / split
+                inner.mkdir(exist_ok=True)
+                for path in list((root / kind if there else inner).glob(f"{split}_*")):
+                    path.rename((inner if there else root / kind) / path.name)
+                if not there:
+                    inner.rmdir()
+
+    try:
+        for there, number in ((True, 3), (False, 5), (True, 3)):
+            move(there)
+            names = register_folder("pets", str(root))
+            assert len(DatasetCatalog.get("pets_train")) == number  # of 6, a fifth for validation
+    finally:
+        for name in names:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
 def test_registered_folder_does_not_take_the_name_of_another_dataset(root):
     with pytest.raises(ValueError, match="'camvid_train' is taken"):
         register_folder("camvid", str(root))
